@@ -1,0 +1,1 @@
+"""One platform a file: payload to InboundMessage, OutboundMessage to API call."""

@@ -1,0 +1,251 @@
+"""config.toml and the environment become one frozen Settings; unknown keys and bad values are refused by name.
+
+Secrets come only from the environment (a .env file beside config.toml is read): a token in config.toml is refused.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bot.errors import ConfigError
+from bot.messages import Platform
+
+DEFAULT_MODEL = "Qwen/Qwen1.5-0.5B-Chat"
+DEFAULT_REVISION = "main"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Business(_Section):
+    """What the bot knows about the shop."""
+
+    name: str = ""
+    about: str = ""
+    facts: tuple[str, ...] = ()
+
+
+class EngineSection(_Section):
+    """The model and how it speaks."""
+
+    model: str = DEFAULT_MODEL
+    revision: str = DEFAULT_REVISION
+    context_tokens: int = Field(default=1024, ge=128, le=32_768)
+    max_new_tokens: int = Field(default=128, ge=1, le=2_048)
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    repetition_penalty: float = Field(default=1.2, ge=1, le=2)
+    penalise_prompt: bool = False
+    deadline_seconds: float = Field(default=60, gt=0, le=600)
+    threads: int = Field(default=0, ge=0, le=256)
+
+
+class SentimentSection(_Section):
+    """The words the model answers with when it reads a mood."""
+
+    labels: tuple[str, ...] = ("正面", "负面")
+    negative: str = "负面"
+
+    @model_validator(mode="after")
+    def _negative_is_a_label(self) -> SentimentSection:
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels needs at least two different words")
+        if self.negative not in self.labels:
+            raise ValueError("negative must be one of labels")
+        return self
+
+
+class EscalationSection(_Section):
+    """When a human is called, and where."""
+
+    channel: str = ""
+    threshold: float = Field(default=0.8, gt=0, le=1)
+    keywords: tuple[str, ...] = ("人工", "真人", "human", "agent")
+
+    @field_validator("channel")
+    @classmethod
+    def _channel_names_a_platform(cls, value: str) -> str:
+        platform, _, chat = value.partition(":")
+        if value in ("", "console") or (platform in (Platform.TELEGRAM, Platform.SLACK) and chat):
+            return value
+        raise ValueError('use "telegram:CHAT_ID", "slack:CHANNEL_ID", "console", or "" for none')
+
+
+class TelegramSection(_Section):
+    enabled: bool = False
+    api_url: str = "https://api.telegram.org"
+
+
+class SlackSection(_Section):
+    enabled: bool = False
+    api_url: str = "https://slack.com/api/"
+
+
+class WebSection(_Section):
+    """The chat page and the /health and /metrics routes; `enabled` is the page, the routes are always there."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = Field(default=7860, ge=0, le=65_535)
+    user: str = "frontdesk"
+
+
+class DatabaseSection(_Section):
+    url: str = "sqlite:///frontdesk.db"
+
+    @field_validator("url")
+    @classmethod
+    def _only_sqlite_yet(cls, value: str) -> str:
+        if not value.startswith("sqlite:///") or value == "sqlite:///":
+            raise ValueError('use "sqlite:///FILE"')
+        return value
+
+
+class QueueSection(_Section):
+    """How jobs are worked off. A job is dead after `max_attempts` claims that did not end in a shutdown."""
+
+    concurrency: int = Field(default=8, ge=1, le=256)
+    lease_seconds: float = Field(default=30, gt=0, le=3_600)
+    max_attempts: int = Field(default=3, ge=1, le=20)
+    max_backoff_seconds: float = Field(default=30, gt=0, le=3_600)
+    drain_seconds: float = Field(default=20, ge=0, le=600)
+
+
+class LimitsSection(_Section):
+    max_text_chars: int = Field(default=4_000, ge=100, le=100_000)
+
+
+class LogSection(_Section):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Secrets(BaseSettings):
+    """Tokens and passwords, from FRONTDESK_TELEGRAM_TOKEN and so on, or a .env file beside config.toml."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_prefix="FRONTDESK_", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    telegram_token: SecretStr = SecretStr("")
+    slack_bot_token: SecretStr = SecretStr("")
+    slack_app_token: SecretStr = SecretStr("")
+    web_password: SecretStr = SecretStr("")
+
+    def values(self) -> tuple[str, ...]:
+        """Every secret in force, for the log's redaction."""
+        found = (getattr(self, name).get_secret_value() for name in type(self).model_fields)
+        return tuple(secret for secret in found if secret)
+
+
+class Settings(_Section):
+    """All of config.toml, with defaults for what it leaves out, and the secrets."""
+
+    business: Business = Business()
+    engine: EngineSection = EngineSection()
+    sentiment: SentimentSection = SentimentSection()
+    escalation: EscalationSection = EscalationSection()
+    telegram: TelegramSection = TelegramSection()
+    slack: SlackSection = SlackSection()
+    web: WebSection = WebSection()
+    database: DatabaseSection = DatabaseSection()
+    queue: QueueSection = QueueSection()
+    limits: LimitsSection = LimitsSection()
+    log: LogSection = LogSection()
+    secrets: Secrets = Field(default_factory=Secrets)
+
+
+def load(path: Path) -> Settings:
+    """Read `path`, the environment and .env. A relative SQLite file or model directory is taken from the file's folder.
+
+    Raises ConfigError with the key's name and what is allowed.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist: run `frontdesk init` to write it, or name one with --config"
+        ) from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
+    secrets = Secrets(_env_file=path.parent / ".env")
+    return _anchored(parse(document, secrets, source=str(path)), path.parent)
+
+
+def parse(document: Mapping[str, Any], secrets: Secrets, *, source: str = "config.toml") -> Settings:
+    """Validate a parsed document together with the secrets. Raises ConfigError."""
+    _refuse_secrets(document, source)
+    try:
+        settings = Settings.model_validate({**document, "secrets": secrets})
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_sentence(error)}") from None
+    _refuse_missing_tokens(settings, source)
+    _refuse_channel_without_platform(settings, source)
+    return settings
+
+
+def _refuse_secrets(document: Mapping[str, Any], source: str) -> None:
+    for name in Secrets.model_fields:
+        section, _, key = name.partition("_")
+        table = document.get(section)
+        if isinstance(table, Mapping) and key in table:
+            raise ConfigError(
+                f"{source}: {section}.{key} is a secret: remove it there and set FRONTDESK_{name.upper()} "
+                "in the environment or in .env"
+            )
+    if "secrets" in document:
+        raise ConfigError(f"{source}: secrets is not a section: set tokens in the environment or in .env")
+
+
+def _sentence(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{key} is not a known key (known: {', '.join(_siblings(item['loc']))})")
+        else:
+            problems.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(problems)
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Settings
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    return [name for name in model.model_fields if name != "secrets"]
+
+
+def _refuse_missing_tokens(settings: Settings, source: str) -> None:
+    for name in Secrets.model_fields:
+        section = name.partition("_")[0]
+        if section == "web" or not getattr(settings, section).enabled:
+            continue
+        if not getattr(settings.secrets, name).get_secret_value():
+            raise ConfigError(
+                f"{source}: {section}.enabled is true but FRONTDESK_{name.upper()} is not set: "
+                "put it in the environment or in .env"
+            )
+
+
+def _refuse_channel_without_platform(settings: Settings, source: str) -> None:
+    platform = settings.escalation.channel.partition(":")[0]
+    if platform in (Platform.TELEGRAM, Platform.SLACK) and not getattr(settings, platform).enabled:
+        raise ConfigError(
+            f"{source}: escalation.channel is on {platform} but {platform}.enabled is false: "
+            "enable it or name another channel"
+        )
+
+
+def _anchored(settings: Settings, base: Path) -> Settings:
+    file = Path(settings.database.url.removeprefix("sqlite:///"))
+    update: dict[str, Any] = {"database": DatabaseSection(url=f"sqlite:///{(base / file).absolute()}")}
+    if settings.engine.model.startswith((".", "~")):
+        model = (base / Path(settings.engine.model).expanduser()).absolute()
+        update["engine"] = settings.engine.model_copy(update={"model": str(model)})
+    return settings.model_copy(update=update)

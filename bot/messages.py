@@ -1,0 +1,203 @@
+"""The common event: what people say and what we say, whatever the platform; and the port to a platform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Platform(StrEnum):
+    """Where a conversation takes place."""
+
+    TELEGRAM = "telegram"
+    SLACK = "slack"
+    WEB = "web"
+    CONSOLE = "console"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place words can be sent to. `account` is our own identity there (bot id, team id).
+
+    `thread` is "" where the chat as a whole is meant (every direct message).
+    """
+
+    platform: Platform
+    account: str
+    chat: str
+    thread: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """The person who writes. `language` is the platform's code ("zh-hans", "en"), "" when unknown."""
+
+    id: str
+    name: str = ""
+    language: str = ""
+
+
+class InboundKind(StrEnum):
+    """What kind of thing was said."""
+
+    TEXT = "text"  # words for the model
+    COMMAND = "command"  # text is the command's name, without slash or arguments
+    MEDIA = "media"  # a photo, voice note, sticker ... without words; text names the kind
+
+
+@dataclass(frozen=True, slots=True)
+class InboundMessage:
+    """What one person said on one platform, normalised.
+
+    (address, customer.id) identifies the conversation. `event_id` is unique per platform and
+    account and stays the same when the platform delivers again. `reply_to` is the platform's
+    handle for where the answer goes (a message id, a thread ts), "" when the chat is enough.
+    `cursor` is the platform's position to store together with this event (Telegram's update_id).
+    `private` is False in groups and channels.
+    """
+
+    address: Address
+    customer: Customer
+    event_id: str
+    text: str
+    kind: InboundKind = InboundKind.TEXT
+    reply_to: str = ""
+    cursor: int | None = None
+    private: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An event that is not for us (a bot's message, an unknown update type). It still moves the cursor.
+
+    `reason` is a short constant phrase for the log; it never holds what anybody wrote.
+    """
+
+    platform: Platform
+    account: str
+    reason: str
+    event_id: str = ""
+    cursor: int | None = None
+
+
+class Receipt(StrEnum):
+    """What became of an event handed to the inbox; every value means that it is stored or need not be."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    DROPPED = "dropped"
+
+
+class OutboundKind(StrEnum):
+    """Why we speak."""
+
+    REPLY = "reply"  # the model's answer; never sent once a human owns the conversation
+    NOTICE = "notice"  # a fixed sentence of the catalogue
+    CARD = "card"  # an escalation, to the agents
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundMessage:
+    """What we say to one address. `id` is ours, unique for ever, and travels with the message where it can.
+
+    `edits` is the platform's id of an earlier message that this one replaces in place ("" for a new
+    one). `maybe_sent` says that an earlier attempt ended without an answer: ask the platform first
+    where it can be asked.
+    """
+
+    id: str
+    kind: OutboundKind
+    address: Address
+    text: str
+    reply_to: str = ""
+    edits: str = ""
+    maybe_sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Proof of arrival: the platform's own id of the message."""
+
+    platform_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sentiment:
+    """The mood of a message: its label, the probability that it is negative, and the threshold it was judged by."""
+
+    label: str
+    negative: float
+    threshold: float
+
+    @property
+    def is_negative(self) -> bool:
+        return self.negative >= self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the customer may see before the reply is stored: that we work on it, the mood, the text so far."""
+
+    address: Address
+    customer_id: str
+    reply_to: str = ""
+    sentiment: Sentiment | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of `frontdesk doctor`: what was looked at, whether it is well, and what to do when it is not."""
+
+    what: str
+    ok: bool
+    detail: str = ""
+
+
+class Inbox(Protocol):
+    """The way in, as adapters see it."""
+
+    async def receive(self, event: InboundMessage | Dropped) -> Receipt:
+        """Store the event durably. When this returns, and only then, the platform may be told that we have it.
+
+        Raises DatabaseUnavailable when nothing was stored: do not acknowledge, the platform will deliver again.
+        """
+        ...
+
+    async def cursor(self, platform: Platform, account: str) -> int | None:
+        """The highest cursor stored for this account, None when there is none."""
+        ...
+
+
+class Adapter(Protocol):
+    """One platform.
+
+    `asks_first` tells that send() looks for a `maybe_sent` message before sending it again;
+    `last_contact` is the time.time() of the last successful exchange with the platform, None before the first.
+    """
+
+    @property
+    def platform(self) -> Platform: ...
+    @property
+    def asks_first(self) -> bool: ...
+    @property
+    def last_contact(self) -> float | None: ...
+
+    async def run(self, inbox: Inbox) -> None:
+        """Receive until cancelled. Outages of the platform are waited out; raises ConfigError for what only a person
+        can mend (a revoked token)."""
+        ...
+
+    async def send(self, message: OutboundMessage) -> Delivery:
+        """Send once, without retrying. Raises RetryLater, OutcomeUnknown, Undeliverable."""
+        ...
+
+    async def preview(self, preview: Preview) -> None:
+        """Show progress (typing, mood, text so far) as the platform allows. Best effort; raises DeliveryError."""
+        ...
+
+    def split(self, text: str) -> Sequence[str]:
+        """Cut a text into parts that the platform takes; each part becomes a message of its own."""
+        ...

@@ -1,0 +1,1 @@
+"""The home of SQLAlchemy: schema, engines, and one method a transaction."""

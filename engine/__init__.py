@@ -1,0 +1,1 @@
+"""The model: no platform, no database, no bot."""
