@@ -1,0 +1,182 @@
+"""One attend job: read what a conversation waits for, judge it, answer it, and call a human when it turned sour."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from bot.catalogue import language_of, say
+from bot.conversation import Author, Call, Line, Outcome, Owner, Reason
+from bot.deliver import Progress
+from bot.errors import EngineError
+from bot.messages import Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
+from bot.metrics import Metrics
+from bot.policy import Decision, Heard, decide, needs_model
+from bot.store.database import Writer
+from bot.store.jobs import Claim
+from bot.store.store import Store
+from bot.store.values import Say, Settlement, Verdict, Waiting
+from engine.types import Engine, LabelRole, Reply, Speaker, TextRole, Turn
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """How the desk behaves: the two roles, how moods are judged, which words call a human, the shop's name."""
+
+    sentiment: LabelRole
+    reply: TextRole
+    negative: str
+    threshold: float
+    keywords: tuple[str, ...]
+    shop: str
+
+
+class Attendant:
+    """Handles attend jobs. `on_settled` wakes the queue, since there may be something to deliver now."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        engine: Engine,
+        adapters: Mapping[Platform, Adapter],
+        manners: Manners,
+        metrics: Metrics,
+        on_settled: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._engine = engine
+        self._adapters = adapters
+        self._manners = manners
+        self._metrics = metrics
+        self._on_settled = on_settled
+
+    async def __call__(self, claim: Claim) -> None:
+        """Attend once. Raises EngineError for the queue to retry, LeaseLost when another worker took over."""
+        waiting = await self._writer(self._store.waiting, claim)
+        with structlog.contextvars.bound_contextvars(messages=[line.id for line in waiting.lines]):
+            settlement = await self._attend(waiting)
+            await self._writer(self._store.finish, claim, settlement)
+            self._report(settlement)
+
+    async def bury(self, claim: Claim, error: str) -> None:
+        """The job failed for good: never in silence. The customer is told, a human is called."""
+        waiting = await self._writer(self._store.waiting, claim)
+        settlement = Settlement()
+        if waiting.lines:
+            newest = waiting.lines[-1]
+            settlement = Settlement(
+                tuple(Verdict(line.id, Outcome.DEAD) for line in waiting.lines),
+                (self._notice("failed", waiting),),
+                Call(Reason.FAILED, newest.id),
+            )
+        await self._writer(self._store.bury_attend, claim, settlement, error)
+        self._report(settlement)
+
+    # -- what to say -----------------------------------------------------------------------------
+
+    async def _attend(self, waiting: Waiting) -> Settlement:
+        if not waiting.lines:
+            return Settlement()
+        if waiting.conversation.owner is Owner.HUMAN:
+            return Settlement(tuple(Verdict(line.id, Outcome.SILENT) for line in waiting.lines))
+        moods, reply = await self._ask_engine(waiting)
+        heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
+        decision = decide(heard, waiting.conversation.owner, self._manners.keywords)
+        return Settlement(_verdicts(heard, decision.call), tuple(self._says(waiting, decision, reply)), decision.call)
+
+    def _says(self, waiting: Waiting, decision: Decision, reply: Reply | None) -> list[Say]:
+        says = [self._notice(key, waiting) for key in decision.before]
+        if decision.answer:
+            says.append(self._answer(waiting, reply))
+        return says + [self._notice(key, waiting) for key in decision.after]
+
+    def _answer(self, waiting: Waiting, reply: Reply | None) -> Say:
+        text = reply.text.strip() if reply else ""
+        if not text:
+            return self._notice("unknown_person_offer", waiting)
+        adapter = self._adapters.get(waiting.conversation.address.platform)
+        parts = tuple(adapter.split(text)) if adapter else (text,)
+        return Say(OutboundKind.REPLY, parts, waiting.lines[-1].reply_to)
+
+    def _notice(self, key: str, waiting: Waiting) -> Say:
+        newest = waiting.lines[-1]
+        words = newest.text if newest.kind is InboundKind.TEXT else ""
+        language = language_of(words, waiting.conversation.customer.language)
+        return Say(OutboundKind.NOTICE, (say(key, language, shop=self._manners.shop),), newest.reply_to)
+
+    # -- what the model says ---------------------------------------------------------------------
+
+    async def _ask_engine(self, waiting: Waiting) -> tuple[dict[int, Sentiment], Reply | None]:
+        """Mood and reply are asked for at the same time; the mood is there first and shown at once."""
+        newest, conversation = waiting.lines[-1], waiting.conversation
+        preview = Preview(conversation.address, conversation.customer.id, newest.reply_to)
+        async with Progress(self._adapters.get(conversation.address.platform), preview) as progress:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    moods = [tasks.create_task(self._mood(line, progress)) for line in _texts(waiting.lines)]
+                    reply = None
+                    if needs_model(waiting.lines, self._manners.keywords):
+                        reply = tasks.create_task(self._reply(waiting, progress))
+            except* EngineError as group:
+                raise group.exceptions[0] from None
+        return dict(task.result() for task in moods), reply.result() if reply else None
+
+    async def _mood(self, line: Line, progress: Progress) -> tuple[int, Sentiment]:
+        started = asyncio.get_running_loop().time()
+        scores = await self._engine.label(self._manners.sentiment, line.text)
+        self._metrics.engine(self._manners.sentiment.name, asyncio.get_running_loop().time() - started)
+        self._metrics.mood(scores.best)
+        negative = scores.probabilities[self._manners.negative]
+        sentiment = Sentiment(scores.best, negative, self._manners.threshold)
+        log.info("mood read", message=line.id, label=sentiment.label, negative=round(negative, 3))
+        progress.show(sentiment=sentiment)
+        return line.id, sentiment
+
+    async def _reply(self, waiting: Waiting, progress: Progress) -> Reply:
+        turns = to_turns((*waiting.history, *waiting.lines))
+        reply = await self._engine.write(self._manners.reply, turns, lambda text: progress.show(text=text))
+        self._metrics.engine(self._manners.reply.name, reply.total_s)
+        self._metrics.first_token(reply.first_token_s)
+        log.info("reply written", tokens=reply.tokens, stopped=reply.stopped, seconds=round(reply.total_s, 2))
+        return reply
+
+    def _report(self, settlement: Settlement) -> None:
+        for verdict in settlement.verdicts:
+            self._metrics.outcome(verdict.outcome)
+            log.info("settled", message=verdict.message_id, outcome=verdict.outcome)
+        if settlement.call is not None:
+            log.warning("human called", reason=settlement.call.reason, message=settlement.call.message_id)
+        self._on_settled()
+
+
+def to_turns(lines: Sequence[Line]) -> list[Turn]:
+    """The history as the model sees it: words only, and neighbours of one speaker joined, as the template expects."""
+    turns: list[Turn] = []
+    for line in lines:
+        if line.author is Author.NOTICE or line.kind is not InboundKind.TEXT or not line.text.strip():
+            continue
+        speaker = Speaker.USER if line.author is Author.CUSTOMER else Speaker.ASSISTANT
+        if turns and turns[-1].speaker is speaker:
+            turns[-1] = Turn(speaker, f"{turns[-1].text}\n{line.text}")
+        else:
+            turns.append(Turn(speaker, line.text))
+    return turns
+
+
+def _texts(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if line.kind is InboundKind.TEXT]
+
+
+def _verdicts(heard: Sequence[Heard], call: Call | None) -> tuple[Verdict, ...]:
+    evidence = call.message_id if call else None
+    return tuple(
+        Verdict(each.line.id, Outcome.ESCALATED if each.line.id == evidence else Outcome.ANSWERED, each.sentiment)
+        for each in heard
+    )

@@ -1,0 +1,112 @@
+"""A conversation and who owns it: values, and the ownership state machine. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from bot.messages import Address, Customer, InboundKind, Sentiment
+
+
+class Owner(StrEnum):
+    """Who answers the customer."""
+
+    BOT = "bot"  # the model answers
+    WAITING = "waiting"  # a human was called; the model still answers
+    HUMAN = "human"  # a human claimed it; the bot is silent
+
+
+class OwnerEvent(StrEnum):
+    """What can change the owner."""
+
+    CALL = "call"  # an escalation was opened
+    CLAIM = "claim"  # an agent took over
+    RELEASE = "release"  # resolved, or handed back to the bot
+
+
+_TRANSITIONS = {
+    (Owner.BOT, OwnerEvent.CALL): Owner.WAITING,
+    (Owner.BOT, OwnerEvent.CLAIM): Owner.HUMAN,
+    (Owner.WAITING, OwnerEvent.CLAIM): Owner.HUMAN,
+    (Owner.WAITING, OwnerEvent.RELEASE): Owner.BOT,
+    (Owner.HUMAN, OwnerEvent.RELEASE): Owner.BOT,
+}
+
+
+def next_owner(owner: Owner, event: OwnerEvent) -> Owner:
+    """The owner after `event`; an event that means nothing in this state changes nothing."""
+    return _TRANSITIONS.get((owner, event), owner)
+
+
+class Author(StrEnum):
+    """Who wrote a line of the history."""
+
+    CUSTOMER = "customer"
+    BOT = "bot"  # written by the model
+    NOTICE = "notice"  # a fixed sentence of ours; the model never sees it
+    AGENT = "agent"  # a human of the business
+
+
+class Outcome(StrEnum):
+    """What became of a customer's message; None in the history means that it still waits."""
+
+    ANSWERED = "answered"  # a reply or a fixed sentence was stored for it
+    ESCALATED = "escalated"  # the same, and a human was called because of it
+    SILENT = "silent"  # a human owns the conversation
+    DEAD = "dead"  # every attempt failed; a human was called
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One customer on one chat."""
+
+    id: int
+    address: Address
+    customer: Customer
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the history. `sentiment` is None for what was never judged, `outcome` for what still waits."""
+
+    id: int
+    author: Author
+    kind: InboundKind
+    text: str
+    at: datetime
+    reply_to: str = ""
+    sentiment: Sentiment | None = None
+    outcome: Outcome | None = None
+
+
+class Reason(StrEnum):
+    """Why a human was called."""
+
+    NEGATIVE = "negative"  # a message was judged negative
+    ASKED = "asked"  # the customer asked for a person
+    FAILED = "failed"  # the model failed on every attempt
+    UNDELIVERED = "undelivered"  # a reply could not be delivered
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A wish to have a human: why, and which message shows it."""
+
+    reason: Reason
+    message_id: int | None
+    sentiment: Sentiment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Escalation:
+    """An open call for a human, with what an agent wants to see first. `times` counts the calls it stands for."""
+
+    id: int
+    reason: Reason
+    conversation: Conversation
+    evidence: Line | None
+    recent: tuple[Line, ...]
+    opened_at: datetime
+    times: int

@@ -1,0 +1,75 @@
+"""The way in: clean the text, store the message, and only then let the platform be told that we have it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from bot.messages import Dropped, InboundKind, InboundMessage, Platform, Receipt
+from bot.metrics import Metrics
+from bot.store.database import Writer
+from bot.store.store import Store
+
+log = structlog.get_logger(__name__)
+
+# NUL and other control characters (PostgreSQL refuses the first, terminals obey the rest), and the bidirectional
+# controls that make a text read otherwise than it is. Tab and newline stay; so do joiners, which emoji need.
+_UNWANTED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+def clean(text: str, max_chars: int) -> str:
+    """Text that any database stores and any terminal shows: no lone surrogates, controls, or more than `max_chars`."""
+    whole = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    return _UNWANTED.sub("", whole).strip()[:max_chars].rstrip()
+
+
+class Intake:
+    """The Inbox of every adapter. `on_accepted` wakes the queue."""
+
+    def __init__(
+        self, store: Store, writer: Writer, metrics: Metrics, max_chars: int, on_accepted: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._metrics = metrics
+        self._max_chars = max_chars
+        self._on_accepted = on_accepted
+
+    async def receive(self, event: InboundMessage | Dropped) -> Receipt:
+        """Store one event in one transaction. Raises DatabaseUnavailable: nothing was stored, do not acknowledge."""
+        if isinstance(event, Dropped):
+            return await self._drop(event)
+        message = self._cleaned(event)
+        if message.kind is InboundKind.TEXT and not message.text:
+            address = event.address
+            return await self._drop(Dropped(address.platform, address.account, "no text", event.event_id, event.cursor))
+        accepted = await self._writer(self._store.accept, message)
+        self._metrics.accepted(message.address.platform, accepted.receipt)
+        log.info(
+            "received",
+            platform=message.address.platform,
+            receipt=accepted.receipt,
+            message=accepted.message_id,
+            conversation=accepted.conversation_id,
+            cut=len(event.text) > len(message.text) >= self._max_chars,
+        )
+        if accepted.receipt is Receipt.ACCEPTED:
+            self._on_accepted()
+        return accepted.receipt
+
+    async def cursor(self, platform: Platform, account: str) -> int | None:
+        return await self._writer(self._store.cursor, platform, account)
+
+    async def _drop(self, event: Dropped) -> Receipt:
+        await self._writer(self._store.drop, event)
+        self._metrics.accepted(event.platform, Receipt.DROPPED)
+        log.info("dropped", platform=event.platform, reason=event.reason)
+        return Receipt.DROPPED
+
+    def _cleaned(self, message: InboundMessage) -> InboundMessage:
+        name = clean(message.customer.name, 200).replace("\n", " ")
+        customer = replace(message.customer, name=name, language=clean(message.customer.language, 35))
+        return replace(message, customer=customer, text=clean(message.text, self._max_chars))

@@ -1,0 +1,100 @@
+"""decide(): what to do about what a conversation waits for. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from bot.conversation import Call, Line, Owner, Reason
+from bot.messages import InboundKind, Sentiment
+
+HUMAN = "human"
+"""The command that calls a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A waiting line of the history with its mood; None where there was nothing to judge."""
+
+    line: Line
+    sentiment: Sentiment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do. `before` and `after` are keys of the catalogue, said around the model's answer."""
+
+    answer: bool
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    call: Call | None = None
+
+
+def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str]) -> Decision:
+    """Answer, escalate, or both. A customer who is heard by the bot always gets an answer of some kind."""
+    if owner is Owner.HUMAN:
+        return Decision(answer=False)
+    call = _call(heard, keywords)
+    notices = [notice for each in heard if (notice := _notice(each.line)) is not None]
+    answer = needs_model([each.line for each in heard], keywords)
+    return Decision(answer, tuple(dict.fromkeys(notices)), _hand_over(call, owner), call)
+
+
+def needs_model(lines: Sequence[Line], keywords: Sequence[str]) -> bool:
+    """Whether there are words that only the model can answer: neither a command, nor media, nor a bare call."""
+    return any(line.kind is InboundKind.TEXT and not _only_calls(line, keywords) for line in lines)
+
+
+def asks_for_human(text: str, keywords: Sequence[str]) -> bool:
+    """Whether a keyword occurs: as a whole word in a script that has spaces, anywhere in one that has none."""
+    return any(_pattern(keyword).search(text) for keyword in keywords)
+
+
+def _call(heard: Sequence[Heard], keywords: Sequence[str]) -> Call | None:
+    """The weightiest reason: who asked for a person gets one, else the angriest message is the evidence."""
+    for each in reversed(heard):
+        if _is_command(each.line, HUMAN) or asks_for_human(_words(each.line), keywords):
+            return Call(Reason.ASKED, each.line.id, each.sentiment)
+    negative = [(each.sentiment.negative, each) for each in heard if each.sentiment and each.sentiment.is_negative]
+    if not negative:
+        return None
+    worst = max(negative, key=lambda pair: pair[0])[1]
+    return Call(Reason.NEGATIVE, worst.line.id, worst.sentiment)
+
+
+def _hand_over(call: Call | None, owner: Owner) -> tuple[str, ...]:
+    """Said once per escalation; who asks again is told that somebody already knows."""
+    if call is None:
+        return ()
+    if owner is Owner.BOT:
+        return ("human_called",)
+    return ("human_already_called",) if call.reason is Reason.ASKED else ()
+
+
+def _notice(line: Line) -> str | None:
+    if line.kind is InboundKind.MEDIA:
+        return "media"
+    if line.kind is InboundKind.COMMAND and line.text in ("start", "help"):
+        return line.text
+    return None
+
+
+def _only_calls(line: Line, keywords: Sequence[str]) -> bool:
+    return _words(line).strip(" \t\n.,!?。，！？~～").casefold() in {keyword.casefold() for keyword in keywords}
+
+
+def _is_command(line: Line, name: str) -> bool:
+    return line.kind is InboundKind.COMMAND and line.text == name
+
+
+def _words(line: Line) -> str:
+    return line.text if line.kind is InboundKind.TEXT else ""
+
+
+@lru_cache(maxsize=256)
+def _pattern(keyword: str) -> re.Pattern[str]:
+    edge = r"(?<![a-z0-9])", r"(?![a-z0-9])"
+    spaced = keyword.isascii()
+    return re.compile(edge[0] * spaced + re.escape(keyword.casefold()) + edge[1] * spaced, re.IGNORECASE)

@@ -1,0 +1,170 @@
+"""Opening the database: driver, pragmas, locking, the one writer thread, migrations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from filelock import FileLock, Timeout
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from bot.errors import DatabaseUnavailable
+
+try:  # a newer SQLite than most Pythons are built with, where there is a wheel
+    _driver: Any = import_module("pysqlite3.dbapi2")
+except ImportError:
+    _driver = import_module("sqlite3")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BUSY_TIMEOUT_MS = 5_000
+
+
+def driver() -> Any:
+    """The SQLite driver in use: pysqlite3 where it has a wheel, else the standard library's."""
+    return _driver
+
+
+def file_of(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def open_engine(url: str) -> Engine:
+    """A sync engine whose every transaction starts with BEGIN IMMEDIATE.
+
+    The driver's own transaction handling is switched off: it starts transactions late and so loses updates.
+    """
+    engine = create_engine(url, module=_driver, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def open_read_only(url: str) -> Engine:
+    """An engine for a second process that only looks. Raises DatabaseUnavailable when there is no file."""
+    file = file_of(url)
+    if not file.exists():
+        raise DatabaseUnavailable(f"{file} does not exist yet: `frontdesk run` or `frontdesk db upgrade` creates it")
+    return create_engine(
+        "sqlite://", module=_driver, creator=lambda: _driver.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+    )
+
+
+def single_writer(url: str) -> AbstractContextManager[Any]:
+    """Held for as long as a process writes: two writers would poll the same accounts and answer twice.
+
+    Raises DatabaseUnavailable when another process holds it.
+    """
+    file = file_of(url)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{file}.lock", timeout=0).acquire()
+    except Timeout:
+        raise DatabaseUnavailable(
+            f"{file} is in use by another frontdesk: stop that one, or name another file in database.url"
+        ) from None
+    except OSError as error:
+        raise DatabaseUnavailable(
+            f"{file} cannot be written: {error.strerror}; name another file in database.url"
+        ) from error
+
+
+class Writer:
+    """The one thread that talks to the database: `await writer(store.accept, message)`."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+
+    async def __call__(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one store method. Raises DatabaseUnavailable when the database refuses; nothing is stored then."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
+        except DBAPIError as error:
+            raise DatabaseUnavailable(f"the database refused: {error.orig}") from error
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def upgrade(url: str) -> None:
+    """Bring the database to the newest schema, creating it when there is none. Raises DatabaseUnavailable."""
+    from alembic import command
+    from alembic.util.exc import CommandError
+
+    engine = open_engine(url)
+    try:
+        file_of(url).parent.mkdir(parents=True, exist_ok=True)
+        with engine.begin() as connection:
+            command.upgrade(_alembic(connection), "head")
+    except CommandError as error:
+        raise DatabaseUnavailable(
+            f"{file_of(url)} was written by a newer frontdesk ({error}): install that version, or restore a backup"
+        ) from error
+    except (SQLAlchemyError, OSError) as error:
+        reason = getattr(error, "orig", error)
+        raise DatabaseUnavailable(f"{file_of(url)} cannot be opened as a database: {reason}") from error
+    finally:
+        engine.dispose()
+
+
+def pending_migrations(url: str) -> bool:
+    """Whether the (existing) database is older than this program."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    engine = open_read_only(url)
+    try:
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+            return current != ScriptDirectory.from_config(_alembic(connection)).get_current_head()
+    except SQLAlchemyError as error:
+        raise DatabaseUnavailable(f"{file_of(url)} cannot be read: {getattr(error, 'orig', error)}") from error
+    finally:
+        engine.dispose()
+
+
+def schema_drift(url: str) -> list[str]:
+    """What the models say and the migrated database does not, one line a difference; empty when they agree."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    from bot.store.schema import Base
+
+    upgrade(url)
+    engine = open_engine(url)
+    try:
+        with engine.connect() as connection:
+            drift = [str(item) for item in compare_metadata(MigrationContext.configure(connection), Base.metadata)]
+            rows = connection.exec_driver_sql("SELECT name FROM pragma_table_list WHERE schema = 'main' AND strict = 0")
+            loose = {name for (name,) in rows} - {"sqlite_schema", "alembic_version"}
+            return drift + [f"table {name} is not STRICT" for name in sorted(loose)]
+    finally:
+        engine.dispose()
+
+
+def _alembic(connection: Any) -> Any:
+    from alembic.config import Config
+
+    import migrations
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__path__[0])).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config

@@ -1,0 +1,77 @@
+"""Looking without touching: what the web page, the metrics and other processes may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, Engine, func, select
+from sqlalchemy.orm import Session
+
+from bot.conversation import Author, Line
+from bot.messages import Address
+from bot.store import rows
+from bot.store.jobs import JobKind, JobState
+from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
+from bot.store.values import Load, Trace
+
+
+class Reader:
+    """Read-only questions; works on a read-only engine, beside a running service."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def history(self, address: Address, customer_id: str, limit: int = 200) -> list[Line]:
+        """The newest lines of one customer's conversation, oldest first."""
+        with Session(self._engine) as session:
+            conversation = session.scalar(
+                select(ConversationRow.id)
+                .join(CustomerRow, CustomerRow.id == ConversationRow.customer_id)
+                .where(
+                    ConversationRow.platform == address.platform,
+                    ConversationRow.account == address.account,
+                    ConversationRow.chat == address.chat,
+                    ConversationRow.thread == address.thread,
+                    CustomerRow.external_id == customer_id,
+                )
+            )
+            lines = select(MessageRow).where(MessageRow.conversation_id == conversation)
+            newest = session.scalars(lines.order_by(MessageRow.id.desc()).limit(limit)).all()
+            return [rows.to_line(row) for row in reversed(newest)]
+
+    def load(self) -> Load:
+        with Session(self._engine) as session:
+            unfinished = select(func.count(), func.min(JobRow.run_at)).where(JobRow.state != JobState.DEAD)
+            jobs, oldest = session.execute(unfinished).one()
+            waited = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
+            calls = select(func.count()).select_from(EscalationRow).where(EscalationRow.resolved_at.is_(None))
+            return Load(jobs, max(0.0, waited), session.scalar(calls) or 0)
+
+    def trace(self, message_id: int) -> Trace | None:
+        """One customer message's way; None when there is no such message."""
+        with Session(self._engine) as session:
+            row = session.get(MessageRow, message_id)
+            if row is None:
+                return None
+            answers: Sequence[MessageRow] = []
+            if row.turn:
+                same = select(MessageRow).filter_by(conversation_id=row.conversation_id, turn=row.turn)
+                answers = session.scalars(same.where(MessageRow.author != Author.CUSTOMER)).all()
+            called = session.scalar(select(EscalationRow).filter_by(message_id=row.id).order_by(EscalationRow.id))
+            about: ColumnElement[bool] = OutboundRow.message_id.in_([answer.id for answer in answers])
+            if called is not None:
+                about |= OutboundRow.escalation_id == called.id
+            outbound = session.scalars(select(OutboundRow).where(about).order_by(OutboundRow.created_at)).all()
+            error = select(JobRow.error).where(
+                JobRow.conversation_id == row.conversation_id, JobRow.kind == JobKind.ATTEND
+            )
+            return Trace(
+                rows.conversation(session, row.conversation_id),
+                rows.to_line(row),
+                row.settled_at,
+                tuple(map(rows.to_line, answers)),
+                tuple(map(rows.to_sent, outbound)),
+                rows.escalation(session, called) if called else None,
+                session.scalar(error.order_by(JobRow.id.desc())) or "",
+            )

@@ -1,0 +1,79 @@
+"""From rows to values, and the few queries that more than one part needs."""
+
+from __future__ import annotations
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from bot.conversation import Author, Conversation, Escalation, Line, Outcome, Owner, Reason
+from bot.messages import Address, Customer, InboundKind, OutboundKind, Platform, Sentiment
+from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, MessageRow, OutboundRow
+from bot.store.values import OutboundState, Sent
+
+CARD_LINES = 6
+"""How much of the history a card shows."""
+
+
+def open_escalation(conversation_id: int) -> Select[EscalationRow]:
+    return select(EscalationRow).where(
+        EscalationRow.conversation_id == conversation_id, EscalationRow.resolved_at.is_(None)
+    )
+
+
+def address(row: ConversationRow | OutboundRow) -> Address:
+    return Address(Platform(row.platform), row.account, row.chat, row.thread)
+
+
+def to_line(row: MessageRow) -> Line:
+    sentiment = None
+    if row.label is not None and row.negative is not None and row.threshold is not None:
+        sentiment = Sentiment(row.label, row.negative, row.threshold)
+    return Line(
+        row.id,
+        Author(row.author),
+        InboundKind(row.kind),
+        row.text,
+        row.at,
+        row.reply_to,
+        sentiment,
+        Outcome(row.outcome) if row.outcome else None,
+    )
+
+
+def to_sent(row: OutboundRow) -> Sent:
+    return Sent(
+        row.id,
+        OutboundKind(row.kind),
+        address(row),
+        OutboundState(row.state),
+        row.created_at,
+        row.settled_at,
+        row.error,
+    )
+
+
+def escalation(session: Session, row: EscalationRow) -> Escalation:
+    newest_first = (
+        select(MessageRow)
+        .where(MessageRow.conversation_id == row.conversation_id)
+        .order_by(MessageRow.id.desc())
+        .limit(CARD_LINES)
+    )
+    evidence = session.get(MessageRow, row.message_id) if row.message_id is not None else None
+    return Escalation(
+        row.id,
+        Reason(row.reason),
+        conversation(session, row.conversation_id),
+        to_line(evidence) if evidence else None,
+        tuple(map(to_line, reversed(session.scalars(newest_first).all()))),
+        row.opened_at,
+        row.times,
+    )
+
+
+def conversation(session: Session, conversation_id: int) -> Conversation:
+    row = session.get_one(ConversationRow, conversation_id)
+    customer = session.get_one(CustomerRow, row.customer_id)
+    return Conversation(
+        row.id, address(row), Customer(customer.external_id, customer.name, customer.language), Owner(row.owner)
+    )

@@ -1,0 +1,366 @@
+"""The store: one method is one transaction. Synchronous; callers go through the Writer's thread."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+from bot.conversation import Author, Call, Outcome, Owner, OwnerEvent, Reason, next_owner
+from bot.messages import (
+    Address,
+    Delivery,
+    Dropped,
+    InboundKind,
+    InboundMessage,
+    OutboundKind,
+    OutboundMessage,
+    Platform,
+    Receipt,
+)
+from bot.store import jobs, rows
+from bot.store.jobs import Claim, JobKind
+from bot.store.schema import ConversationRow, CursorRow, CustomerRow, EscalationRow, MessageRow, OutboundRow
+from bot.store.values import Accepted, OutboundState, Say, Sending, Settlement, Verdict, Waiting
+
+Clock = Callable[[], datetime]
+
+HISTORY_LINES = 40
+"""More than fits into any sensible token budget; the engine trims to the budget itself."""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Store:
+    """History, outbound messages, escalations and jobs. `cards_to` is where escalation cards go, None for nowhere."""
+
+    def __init__(self, engine: Engine, cards_to: Address | None = None, clock: Clock = utc_now) -> None:
+        self._engine = engine
+        self._cards_to = cards_to
+        self._now = clock
+
+    @contextmanager
+    def _begin(self) -> Iterator[Session]:
+        with Session(self._engine) as session, session.begin():
+            yield session
+
+    # -- the way in ------------------------------------------------------------------------------
+
+    def accept(self, message: InboundMessage) -> Accepted:
+        """Keep a message, the platform's cursor and the job to attend to it; a redelivery changes nothing."""
+        address = message.address
+        with self._begin() as session:
+            self._advance(session, address.platform, address.account, message.cursor)
+            seen = select(MessageRow.id).where(
+                MessageRow.platform == address.platform,
+                MessageRow.account == address.account,
+                MessageRow.event_id == message.event_id,
+            )
+            if session.scalar(seen) is not None:
+                return Accepted(Receipt.DUPLICATE)
+            conversation = self._find_or_open(session, message)
+            row = self._line(conversation, Author.CUSTOMER, message.text, turn=0)
+            row.event_id, row.kind, row.reply_to = message.event_id, message.kind, message.reply_to
+            session.add(row)
+            session.flush()
+            jobs.enqueue_attend(session, conversation.id, row.at)
+            return Accepted(Receipt.ACCEPTED, row.id, conversation.id)
+
+    def drop(self, event: Dropped) -> None:
+        """Only the cursor moves."""
+        with self._begin() as session:
+            self._advance(session, event.platform, event.account, event.cursor)
+
+    def cursor(self, platform: Platform, account: str) -> int | None:
+        with self._begin() as session:
+            row = session.get(CursorRow, (platform, account))
+            return row.value if row else None
+
+    def _advance(self, session: Session, platform: Platform, account: str, cursor: int | None) -> None:
+        if cursor is None:
+            return
+        row = session.get(CursorRow, (platform, account))
+        if row is None:
+            session.add(CursorRow(platform=platform, account=account, value=cursor))
+        else:
+            row.value = max(row.value, cursor)
+
+    def _find_or_open(self, session: Session, message: InboundMessage) -> ConversationRow:
+        address, customer = message.address, self._customer(session, message)
+        row = session.scalar(
+            select(ConversationRow).filter_by(
+                platform=address.platform,
+                account=address.account,
+                chat=address.chat,
+                thread=address.thread,
+                customer_id=customer.id,
+            )
+        )
+        if row is None:
+            row = ConversationRow(
+                customer_id=customer.id,
+                platform=address.platform,
+                account=address.account,
+                chat=address.chat,
+                thread=address.thread,
+                owner=Owner.BOT,
+                opened_at=self._now(),
+            )
+            session.add(row)
+            session.flush()
+        return row
+
+    def _customer(self, session: Session, message: InboundMessage) -> CustomerRow:
+        address, customer = message.address, message.customer
+        row = session.scalar(
+            select(CustomerRow).filter_by(platform=address.platform, account=address.account, external_id=customer.id)
+        )
+        if row is None:
+            row = CustomerRow(
+                platform=address.platform,
+                account=address.account,
+                external_id=customer.id,
+                name="",
+                language="",
+                created_at=self._now(),
+            )
+            session.add(row)
+        row.name = customer.name or row.name
+        row.language = customer.language or row.language
+        session.flush()
+        return row
+
+    def _line(self, conversation: ConversationRow, author: Author, text: str, turn: int) -> MessageRow:
+        return MessageRow(
+            conversation_id=conversation.id,
+            platform=conversation.platform,
+            account=conversation.account,
+            author=author,
+            kind=InboundKind.TEXT,
+            text=text,
+            reply_to="",
+            at=self._now(),
+            turn=turn,
+        )
+
+    # -- attending -------------------------------------------------------------------------------
+
+    def waiting(self, claim: Claim) -> Waiting:
+        """What the claimed conversation waits for, and what was said before. Raises LeaseLost."""
+        with self._begin() as session:
+            jobs.held(session, claim)
+            lines = select(MessageRow).where(MessageRow.conversation_id == claim.conversation_id)
+            fresh = session.scalars(lines.where(MessageRow.turn == 0).order_by(MessageRow.id)).all()
+            newest_first = lines.where(MessageRow.turn > 0).order_by(MessageRow.turn.desc(), MessageRow.id.desc())
+            settled = session.scalars(newest_first.limit(HISTORY_LINES)).all()
+            return Waiting(
+                rows.conversation(session, claim.conversation_id),
+                tuple(map(rows.to_line, fresh)),
+                tuple(map(rows.to_line, reversed(settled))),
+            )
+
+    def finish(self, claim: Claim, settlement: Settlement) -> None:
+        """Store what attending produced; nothing is said if a human claimed the conversation meanwhile.
+
+        Raises LeaseLost.
+        """
+        with self._begin() as session:
+            job = jobs.held(session, claim)
+            self._settle(session, claim.conversation_id, settlement)
+            session.delete(job)
+
+    def bury_attend(self, claim: Claim, settlement: Settlement, error: str) -> None:
+        """The same for a job that failed for good: the settlement says so to the customer and calls a human."""
+        with self._begin() as session:
+            job = jobs.held(session, claim)
+            self._settle(session, claim.conversation_id, settlement)
+            jobs.bury(job, error)
+
+    def _settle(self, session: Session, conversation_id: int, settlement: Settlement) -> None:
+        conversation = session.get_one(ConversationRow, conversation_id)
+        silent = conversation.owner == Owner.HUMAN
+        turn = 1 + (
+            session.scalar(select(func.max(MessageRow.turn)).where(MessageRow.conversation_id == conversation_id)) or 0
+        )
+        for verdict in settlement.verdicts:
+            self._judge(session.get_one(MessageRow, verdict.message_id), verdict, turn, silent)
+        if silent:
+            return
+        for say in settlement.says:
+            self._say(session, conversation, say, turn)
+        if settlement.call is not None:
+            self._call_human(session, conversation, settlement.call)
+
+    def _judge(self, row: MessageRow, verdict: Verdict, turn: int, silent: bool) -> None:
+        row.turn, row.settled_at = turn, self._now()
+        row.outcome = Outcome.SILENT if silent else verdict.outcome
+        if verdict.sentiment is not None:
+            row.label, row.negative = verdict.sentiment.label, verdict.sentiment.negative
+            row.threshold = verdict.sentiment.threshold
+
+    def _say(self, session: Session, conversation: ConversationRow, say: Say, turn: int) -> None:
+        author = Author.BOT if say.kind is OutboundKind.REPLY else Author.NOTICE
+        line = self._line(conversation, author, "".join(say.parts), turn)
+        line.settled_at = line.at
+        session.add(line)
+        session.flush()
+        for part in say.parts:
+            row = self._outbound(conversation.id, say.kind, rows.address(conversation))
+            row.text, row.reply_to, row.message_id = part, say.reply_to, line.id
+            self._send_later(session, row, lane=str(conversation.id))
+
+    def _outbound(self, conversation_id: int, kind: OutboundKind, to: Address) -> OutboundRow:
+        return OutboundRow(
+            id=uuid.uuid4().hex,
+            conversation_id=conversation_id,
+            kind=kind,
+            platform=to.platform,
+            account=to.account,
+            chat=to.chat,
+            thread=to.thread,
+            reply_to="",
+            text="",
+            state=OutboundState.PENDING,
+            unknowns=0,
+            created_at=self._now(),
+            platform_id="",
+            error="",
+        )
+
+    def _send_later(self, session: Session, row: OutboundRow, lane: str) -> None:
+        session.add(row)
+        session.flush()
+        jobs.enqueue_delivery(session, lane, row.conversation_id, row.id, row.created_at)
+
+    # -- escalation ------------------------------------------------------------------------------
+
+    def _call_human(self, session: Session, conversation: ConversationRow, call: Call) -> None:
+        now = self._now()
+        row = session.scalar(rows.open_escalation(conversation.id))
+        if row is None:
+            row = EscalationRow(conversation_id=conversation.id, times=0, opened_at=now, card_id="")
+            session.add(row)
+        row.reason, row.updated_at, row.times = call.reason, now, row.times + 1
+        row.message_id = call.message_id
+        conversation.owner = next_owner(Owner(conversation.owner), OwnerEvent.CALL)
+        session.flush()
+        if self._cards_to is not None and not self._card_is_pending(session, row.id):
+            card = self._outbound(conversation.id, OutboundKind.CARD, self._cards_to)
+            card.escalation_id = row.id
+            self._send_later(session, card, lane=f"card:{row.id}")
+
+    def _card_is_pending(self, session: Session, escalation_id: int) -> bool:
+        """A card that was not tried yet will show the newest state anyway: it is written when it is sent."""
+        pending = select(OutboundRow.id).filter_by(escalation_id=escalation_id, state=OutboundState.PENDING)
+        return session.scalar(pending) is not None
+
+    def change_owner(self, conversation_id: int, event: OwnerEvent) -> Owner:
+        """Apply an ownership event; a release also resolves the open escalation."""
+        with self._begin() as session:
+            row = session.get_one(ConversationRow, conversation_id)
+            row.owner = next_owner(Owner(row.owner), event)
+            escalation = session.scalar(rows.open_escalation(conversation_id))
+            if event is OwnerEvent.RELEASE and escalation is not None:
+                escalation.resolved_at = self._now()
+            return Owner(row.owner)
+
+    # -- delivering ------------------------------------------------------------------------------
+
+    def begin_send(self, claim: Claim) -> Sending | None:
+        """Mark the claimed message as being sent; None when it must not be (a human owns the conversation now).
+
+        Raises LeaseLost.
+        """
+        with self._begin() as session:
+            job = jobs.held(session, claim)
+            row = session.get_one(OutboundRow, claim.outbound_id)
+            state = OutboundState(row.state)
+            if state is OutboundState.PENDING and self._must_be_silent(session, row):
+                row.state, row.settled_at = OutboundState.DROPPED, self._now()
+                session.delete(job)
+                return None
+            if state is OutboundState.SENDING:  # the process died in the middle of an attempt
+                row.unknowns += 1
+            row.state = OutboundState.SENDING
+            return self._sending(session, row, maybe_sent=state is not OutboundState.PENDING)
+
+    def _must_be_silent(self, session: Session, row: OutboundRow) -> bool:
+        owner = session.get_one(ConversationRow, row.conversation_id).owner
+        return row.kind == OutboundKind.REPLY and owner == Owner.HUMAN
+
+    def _sending(self, session: Session, row: OutboundRow, maybe_sent: bool) -> Sending:
+        called = session.get(EscalationRow, row.escalation_id) if row.escalation_id is not None else None
+        message = OutboundMessage(
+            id=row.id,
+            kind=OutboundKind(row.kind),
+            address=rows.address(row),
+            text=row.text,
+            reply_to=row.reply_to,
+            edits=called.card_id if called else "",
+            maybe_sent=maybe_sent,
+        )
+        card = rows.escalation(session, called) if called else None
+        return Sending(message, card, row.unknowns, row.created_at)
+
+    def sent(self, claim: Claim, delivery: Delivery) -> None:
+        """The platform has it. Raises LeaseLost."""
+        with self._begin() as session:
+            job = jobs.held(session, claim)
+            row = session.get_one(OutboundRow, claim.outbound_id)
+            row.state, row.settled_at, row.platform_id = OutboundState.SENT, self._now(), delivery.platform_id
+            if row.escalation_id is not None:
+                session.get_one(EscalationRow, row.escalation_id).card_id = delivery.platform_id
+            session.delete(job)
+
+    def postpone(self, claim: Claim, delay: timedelta, error: str, *, unknown: bool) -> None:
+        """Try again later. Only an `unknown` attempt counts as one; otherwise the message certainly did not arrive."""
+        with self._begin() as session:
+            job = jobs.held(session, claim)
+            row = session.get_one(OutboundRow, claim.outbound_id)
+            row.unknowns += unknown
+            row.state = OutboundState.UNKNOWN if row.unknowns else OutboundState.PENDING
+            row.error = error
+            jobs.again(job, self._now() + delay, error, counts=unknown)
+
+    def bury_delivery(self, claim: Claim, error: str) -> None:
+        """Give up on a message. Unless it was a card, a human is called. Raises LeaseLost."""
+        with self._begin() as session:
+            job = jobs.held(session, claim)
+            row = session.get_one(OutboundRow, claim.outbound_id)
+            row.state, row.settled_at, row.error = OutboundState.FAILED, self._now(), error
+            jobs.bury(job, error)
+            if row.kind != OutboundKind.CARD:
+                conversation = session.get_one(ConversationRow, row.conversation_id)
+                self._call_human(session, conversation, Call(Reason.UNDELIVERED, row.message_id))
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    def claim(self, kind: JobKind, lease: timedelta) -> Claim | None:
+        with self._begin() as session:
+            return jobs.claim(session, kind, self._now(), lease)
+
+    def renew(self, claims: Sequence[Claim], lease: timedelta) -> list[Claim]:
+        """Returns the claims that were lost."""
+        with self._begin() as session:
+            return jobs.renew(session, claims, self._now(), lease)
+
+    def retry(self, claim: Claim, delay: timedelta, error: str) -> None:
+        """Put a failed job back. Raises LeaseLost."""
+        with self._begin() as session:
+            jobs.again(jobs.held(session, claim), self._now() + delay, error, counts=True)
+
+    def release(self, claim: Claim) -> None:
+        """Put a job back because we stop; not an attempt. Raises LeaseLost."""
+        with self._begin() as session:
+            jobs.again(jobs.held(session, claim), self._now(), "", counts=False)
+
+    def recover(self) -> int:
+        """Free what a process that died held. To be called at start, before any worker."""
+        with self._begin() as session:
+            return jobs.recover(session)

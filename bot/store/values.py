@@ -1,0 +1,111 @@
+"""What goes into the store and comes out of it: frozen values, no SQLAlchemy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from bot.conversation import Call, Conversation, Escalation, Line, Outcome
+from bot.messages import Address, OutboundKind, OutboundMessage, Receipt, Sentiment
+
+
+class OutboundState(StrEnum):
+    """Where an outbound message stands."""
+
+    PENDING = "pending"  # never tried, or known not to have arrived
+    SENDING = "sending"  # an attempt began; its end was not recorded
+    UNKNOWN = "unknown"  # an attempt ended without an answer
+    SENT = "sent"  # the platform confirmed it
+    FAILED = "failed"  # the platform refused it for good
+    DROPPED = "dropped"  # a human took over before it was sent
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of an inbound message; the ids are None unless it was accepted."""
+
+    receipt: Receipt
+    message_id: int | None = None
+    conversation_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A conversation and what it waits for: `lines` in order of acceptance, `history` the settled lines before them."""
+
+    conversation: Conversation
+    lines: tuple[Line, ...]
+    history: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found out about one customer message."""
+
+    message_id: int
+    outcome: Outcome
+    sentiment: Sentiment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """One thing to say: a line of the history, sent as one outbound message per part."""
+
+    kind: OutboundKind
+    parts: tuple[str, ...]
+    reply_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Everything an attend job produced; stored as a whole or not at all."""
+
+    verdicts: tuple[Verdict, ...] = ()
+    says: tuple[Say, ...] = ()
+    call: Call | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """An outbound message that may be sent now. A card comes with its escalation and still without text."""
+
+    message: OutboundMessage
+    escalation: Escalation | None
+    unknowns: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How one outbound message fared, for `frontdesk trace`."""
+
+    id: str
+    kind: OutboundKind
+    address: Address
+    state: OutboundState
+    created_at: datetime
+    settled_at: datetime | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One message's way through the house."""
+
+    conversation: Conversation
+    line: Line
+    settled_at: datetime | None
+    answers: tuple[Line, ...]
+    sent: tuple[Sent, ...]
+    escalation: Escalation | None
+    job_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What waits right now: jobs that are not done, the age in seconds of the oldest due one, open calls for a human."""
+
+    jobs: int
+    oldest_job_s: float
+    open_escalations: int

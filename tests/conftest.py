@@ -1,0 +1,75 @@
+"""Fixtures every test may use: a migrated store on a real SQLite file, and a clock that tests turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from bot.messages import Address, Customer, InboundKind, InboundMessage, Platform
+from bot.store.database import open_engine, upgrade
+from bot.store.store import Store
+
+AGENTS = Address(Platform.SLACK, "T1", "C0AGENTS")
+
+
+class TurnableClock:
+    """Time stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def inbound(
+    text: str = "hello",
+    *,
+    event: str = "e1",
+    customer: str = "c1",
+    kind: InboundKind = InboundKind.TEXT,
+    cursor: int | None = None,
+    chat: str = "",
+) -> InboundMessage:
+    """A message on Telegram; one chat per customer unless told otherwise."""
+    address = Address(Platform.TELEGRAM, "1", chat or f"chat-{customer}")
+    return InboundMessage(address, Customer(customer, "Li Wei", "zh-hans"), event, text, kind, cursor=cursor)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for something to become true; a TimeoutError is the failure."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - tests look from outside, there is no event to wait for
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def clock() -> TurnableClock:
+    return TurnableClock()
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'frontdesk.db'}"
+    upgrade(url)
+    return url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def store(engine: Engine, clock: TurnableClock) -> Store:
+    return Store(engine, AGENTS, clock)

@@ -1,0 +1,96 @@
+"""decide(): answer, escalate, or both."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from bot.conversation import Author, Line, Owner, Reason
+from bot.messages import InboundKind, Sentiment
+from bot.policy import Heard, asks_for_human, decide
+
+KEYWORDS = ("人工", "human", "agent")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def heard(text: str, negative: float = 0.1, kind: InboundKind = InboundKind.TEXT, number: int = 1) -> Heard:
+    mood = Sentiment("负面" if negative > 0.5 else "正面", negative, 0.8) if kind is InboundKind.TEXT else None
+    return Heard(Line(number, Author.CUSTOMER, kind, text, NOW), mood)
+
+
+def test_a_calm_message_is_answered_and_nobody_is_called() -> None:
+    decision = decide([heard("几点开门？")], Owner.BOT, KEYWORDS)
+    assert (decision.answer, decision.call, decision.before, decision.after) == (True, None, (), ())
+
+
+def test_a_negative_message_is_answered_and_a_human_called() -> None:
+    decision = decide([heard("太差了", 0.93)], Owner.BOT, KEYWORDS)
+    assert decision.answer
+    assert decision.call is not None
+    assert (decision.call.reason, decision.call.message_id) == (Reason.NEGATIVE, 1)
+    assert decision.after == ("human_called",)
+
+
+def test_the_threshold_itself_is_negative_enough() -> None:
+    assert decide([heard("hm", 0.8)], Owner.BOT, KEYWORDS).call is not None
+    assert decide([heard("hm", 0.7999)], Owner.BOT, KEYWORDS).call is None
+
+
+def test_the_angriest_message_of_a_burst_is_the_evidence() -> None:
+    burst = [heard("bad", 0.85, number=1), heard("awful", 0.99, number=2), heard("so", 0.1, number=3)]
+    call = decide(burst, Owner.BOT, KEYWORDS).call
+    assert call is not None
+    assert call.message_id == 2
+
+
+def test_while_a_human_is_awaited_a_negative_message_updates_the_call_without_saying_so_again() -> None:
+    decision = decide([heard("still waiting", 0.95)], Owner.WAITING, KEYWORDS)
+    assert decision.call is not None
+    assert decision.after == ()
+    assert decide([heard("人工")], Owner.WAITING, KEYWORDS).after == ("human_already_called",)
+
+
+def test_the_bot_is_silent_once_a_human_owns_the_conversation() -> None:
+    decision = decide([heard("太差了", 0.99), heard("human", kind=InboundKind.COMMAND)], Owner.HUMAN, KEYWORDS)
+    assert (decision.answer, decision.call, decision.before, decision.after) == (False, None, (), ())
+
+
+@pytest.mark.parametrize("text", ["人工", "人工！", "Human", "agent?"])
+def test_a_bare_call_for_a_person_needs_no_model(text: str) -> None:
+    decision = decide([heard(text)], Owner.BOT, KEYWORDS)
+    assert not decision.answer
+    assert decision.call is not None
+    assert decision.call.reason is Reason.ASKED
+    assert decision.after == ("human_called",)
+
+
+def test_a_sentence_that_asks_for_a_person_is_also_answered() -> None:
+    decision = decide([heard("我的订单没到，我要转人工客服")], Owner.BOT, KEYWORDS)
+    assert decision.answer
+    assert decision.call is not None
+    assert decision.call.reason is Reason.ASKED
+
+
+@pytest.mark.parametrize("text", ["a humane price", "reagents", "the agency", "humanity"])
+def test_an_english_keyword_is_a_whole_word(text: str) -> None:
+    assert not asks_for_human(text, KEYWORDS)
+
+
+@pytest.mark.parametrize("text", ["an AGENT please", "我要human", "转人工", "agent,now"])
+def test_a_keyword_is_found_in_any_case_and_beside_chinese(text: str) -> None:
+    assert asks_for_human(text, KEYWORDS)
+
+
+def test_commands_and_media_get_their_fixed_sentences_once() -> None:
+    command, media = InboundKind.COMMAND, InboundKind.MEDIA
+    decision = decide(
+        [heard("start", kind=command), heard("photo", kind=media), heard("photo", kind=media)], Owner.BOT, KEYWORDS
+    )
+    assert (decision.answer, decision.before, decision.call) == (False, ("start", "media"), None)
+    assert decide([heard("human", kind=command)], Owner.BOT, KEYWORDS).call is not None
+
+
+def test_words_beside_a_photo_are_answered() -> None:
+    decision = decide([heard("photo", kind=InboundKind.MEDIA), heard("is this yours?")], Owner.BOT, KEYWORDS)
+    assert (decision.answer, decision.before) == (True, ("media",))

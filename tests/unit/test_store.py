@@ -1,0 +1,298 @@
+"""What the store promises, on a real SQLite file."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from bot.conversation import Author, Call, Outcome, Owner, OwnerEvent, Reason
+from bot.errors import LeaseLost
+from bot.messages import Delivery, Dropped, InboundMessage, OutboundKind, Platform, Receipt, Sentiment
+from bot.store.jobs import Claim, JobKind
+from bot.store.reader import Reader
+from bot.store.store import Store
+from bot.store.values import OutboundState, Say, Sending, Settlement, Verdict
+from tests.conftest import AGENTS, TurnableClock, inbound
+
+LEASE = timedelta(seconds=30)
+ANGRY = Sentiment("负面", 0.93, 0.8)
+
+
+def claimed(store: Store, kind: JobKind = JobKind.ATTEND) -> Claim:
+    claim = store.claim(kind, LEASE)
+    assert claim is not None
+    return claim
+
+
+def answered(store: Store, claim: Claim, *parts: str, call: Call | None = None) -> None:
+    verdicts = tuple(Verdict(line.id, Outcome.ANSWERED) for line in store.waiting(claim).lines)
+    store.finish(claim, Settlement(verdicts, (Say(OutboundKind.REPLY, parts),), call))
+
+
+def begun(store: Store) -> tuple[Claim, Sending]:
+    claim = claimed(store, JobKind.DELIVER)
+    sending = store.begin_send(claim)
+    assert sending is not None
+    return claim, sending
+
+
+def test_a_message_is_stored_with_its_cursor_and_one_job(store: Store) -> None:
+    assert store.accept(inbound(cursor=7)).receipt is Receipt.ACCEPTED
+    assert store.cursor(Platform.TELEGRAM, "1") == 7
+    claim = claimed(store)
+    assert [line.text for line in store.waiting(claim).lines] == ["hello"]
+    assert store.claim(JobKind.ATTEND, LEASE) is None
+
+
+def test_a_redelivered_event_changes_nothing_but_the_cursor(store: Store) -> None:
+    store.accept(inbound(cursor=7))
+    assert store.accept(inbound("other words", cursor=9)).receipt is Receipt.DUPLICATE
+    assert [line.text for line in store.waiting(claimed(store)).lines] == ["hello"]
+    assert store.cursor(Platform.TELEGRAM, "1") == 9
+
+
+def test_the_cursor_never_goes_back(store: Store) -> None:
+    store.drop(Dropped(Platform.TELEGRAM, "1", "unknown update", cursor=9))
+    store.drop(Dropped(Platform.TELEGRAM, "1", "unknown update", cursor=3))
+    assert store.cursor(Platform.TELEGRAM, "1") == 9
+
+
+def test_two_people_in_one_group_never_share_a_history(store: Store) -> None:
+    store.accept(inbound("mine", event="1", customer="a", chat="group"))
+    store.accept(inbound("yours", event="2", customer="b", chat="group"))
+    first, second = claimed(store), claimed(store)
+    assert [line.text for line in store.waiting(first).lines] == ["mine"]
+    assert [line.text for line in store.waiting(second).lines] == ["yours"]
+
+
+def test_a_burst_is_one_job(store: Store) -> None:
+    for number in range(3):
+        store.accept(inbound(f"part {number}", event=str(number)))
+    claim = claimed(store)
+    assert [line.text for line in store.waiting(claim).lines] == ["part 0", "part 1", "part 2"]
+    answered(store, claim, "one answer")
+    assert store.claim(JobKind.ATTEND, LEASE) is None
+
+
+def test_a_message_that_comes_while_the_bot_writes_is_attended_to_afterwards(store: Store) -> None:
+    store.accept(inbound("first", event="1"))
+    claim = claimed(store)
+    waiting = store.waiting(claim)
+    store.accept(inbound("second", event="2"))
+    assert store.claim(JobKind.ATTEND, LEASE) is None, "one conversation, one running job"
+    verdict = Verdict(waiting.lines[0].id, Outcome.ANSWERED)
+    store.finish(claim, Settlement((verdict,), (Say(OutboundKind.REPLY, ("to the first",)),)))
+    later = store.waiting(claimed(store))
+    assert [line.text for line in later.history] == ["first", "to the first"]
+    assert [line.text for line in later.lines] == ["second"]
+
+
+def test_finishing_stores_mood_reply_and_delivery_as_one(store: Store, engine: Engine) -> None:
+    message = inbound("太差了")
+    store.accept(message)
+    claim = claimed(store)
+    line = store.waiting(claim).lines[0]
+    call = Call(Reason.NEGATIVE, line.id, ANGRY)
+    settlement = Settlement(
+        (Verdict(line.id, Outcome.ESCALATED, ANGRY),), (Say(OutboundKind.REPLY, ("抱歉",), "77"),), call
+    )
+    store.finish(claim, settlement)
+    stored = Reader(engine).history(message.address, "c1")
+    assert [(each.author, each.text) for each in stored] == [(Author.CUSTOMER, "太差了"), (Author.BOT, "抱歉")]
+    assert stored[0].sentiment == ANGRY
+    assert stored[0].outcome is Outcome.ESCALATED
+    sendings = [begun(store)[1], begun(store)[1]]
+    assert {(each.message.kind, each.message.address, each.message.reply_to) for each in sendings} == {
+        (OutboundKind.REPLY, message.address, "77"),
+        (OutboundKind.CARD, AGENTS, ""),
+    }
+
+
+def test_who_lost_the_lease_stores_nothing(store: Store, clock: TurnableClock) -> None:
+    store.accept(inbound())
+    slow = claimed(store)
+    clock.advance(31)
+    quick = claimed(store)
+    with pytest.raises(LeaseLost):
+        answered(store, slow, "too late")
+    answered(store, quick, "in time")
+    assert begun(store)[1].message.text == "in time"
+    assert store.claim(JobKind.DELIVER, LEASE) is None
+
+
+def test_a_renewed_lease_is_kept(store: Store, clock: TurnableClock) -> None:
+    store.accept(inbound())
+    claim = claimed(store)
+    clock.advance(20)
+    assert store.renew([claim], LEASE) == []
+    clock.advance(20)
+    assert store.claim(JobKind.ATTEND, LEASE) is None
+    clock.advance(20)
+    taken = claimed(store)
+    assert store.renew([claim, taken], LEASE) == [claim]
+
+
+def test_an_attempt_is_a_claim_that_did_not_end_in_a_shutdown(store: Store, clock: TurnableClock) -> None:
+    store.accept(inbound())
+    store.release(claimed(store))
+    assert claimed(store).attempt == 1
+    assert store.recover() == 1
+    second = claimed(store)
+    assert second.attempt == 2
+    store.retry(second, timedelta(seconds=4), "engine raised")
+    assert store.claim(JobKind.ATTEND, LEASE) is None
+    clock.advance(4)
+    assert claimed(store).attempt == 3
+
+
+def test_parts_arrive_in_order_even_when_the_first_must_wait(store: Store, clock: TurnableClock) -> None:
+    store.accept(inbound())
+    answered(store, claimed(store), "one", "two")
+    claim, sending = begun(store)
+    assert sending.message.text == "one"
+    store.postpone(claim, timedelta(seconds=5), "429", unknown=False)
+    assert store.claim(JobKind.DELIVER, LEASE) is None, "the second part must not overtake"
+    clock.advance(5)
+    claim, sending = begun(store)
+    assert (sending.message.text, sending.message.maybe_sent, claim.attempt) == ("one", False, 1)
+    store.sent(claim, Delivery("p1"))
+    assert begun(store)[1].message.text == "two"
+
+
+def test_a_delay_of_the_platform_is_not_an_attempt_but_an_unknown_outcome_is(
+    store: Store, clock: TurnableClock
+) -> None:
+    store.accept(inbound())
+    answered(store, claimed(store), "hi")
+    claim, _ = begun(store)
+    store.postpone(claim, timedelta(0), "timed out", unknown=True)
+    claim, sending = begun(store)
+    assert (claim.attempt, sending.message.maybe_sent, sending.unknowns) == (2, True, 1)
+    store.postpone(claim, timedelta(0), "429", unknown=False)
+    claim, sending = begun(store)
+    assert (claim.attempt, sending.message.maybe_sent, sending.unknowns) == (2, True, 1)
+
+
+def test_a_send_that_the_process_died_in_may_have_arrived(store: Store) -> None:
+    store.accept(inbound())
+    answered(store, claimed(store), "hi")
+    begun(store)
+    store.recover()
+    _, sending = begun(store)
+    assert (sending.message.maybe_sent, sending.unknowns) == (True, 1)
+
+
+def test_a_reply_is_dropped_once_a_human_claimed(store: Store) -> None:
+    accepted = store.accept(inbound())
+    answered(store, claimed(store), "the bot's words")
+    assert accepted.conversation_id is not None
+    assert store.change_owner(accepted.conversation_id, OwnerEvent.CLAIM) is Owner.HUMAN
+    assert store.begin_send(claimed(store, JobKind.DELIVER)) is None
+    assert store.claim(JobKind.DELIVER, LEASE) is None
+
+
+def test_a_claim_while_the_bot_writes_silences_the_answer(store: Store, engine: Engine) -> None:
+    message = inbound()
+    accepted = store.accept(message)
+    claim = claimed(store)
+    assert accepted.conversation_id is not None
+    store.change_owner(accepted.conversation_id, OwnerEvent.CLAIM)
+    answered(store, claim, "the bot's words")
+    assert [line.outcome for line in Reader(engine).history(message.address, "c1")] == [Outcome.SILENT]
+    assert store.claim(JobKind.DELIVER, LEASE) is None
+
+
+def test_a_conversation_has_one_open_escalation_and_its_card_is_edited(store: Store) -> None:
+    for event in ("1", "2"):
+        store.accept(inbound("太差了", event=event))
+        claim = claimed(store)
+        line = store.waiting(claim).lines[0]
+        assert store.waiting(claim).conversation.owner is (Owner.BOT if event == "1" else Owner.WAITING)
+        store.finish(
+            claim,
+            Settlement((Verdict(line.id, Outcome.ESCALATED, ANGRY),), call=Call(Reason.NEGATIVE, line.id, ANGRY)),
+        )
+        claim, sending = begun(store)
+        assert sending.escalation is not None
+        assert (sending.escalation.id, sending.escalation.times) == (1, int(event))
+        assert sending.message.edits == ("" if event == "1" else "posted-1")
+        store.sent(claim, Delivery("posted-1"))
+
+
+def test_calls_that_come_before_the_card_was_sent_need_no_second_card(store: Store) -> None:
+    for event in ("1", "2", "3"):
+        store.accept(inbound("太差了", event=event))
+        claim = claimed(store)
+        line = store.waiting(claim).lines[0]
+        store.finish(
+            claim, Settlement((Verdict(line.id, Outcome.ESCALATED),), call=Call(Reason.NEGATIVE, line.id, ANGRY))
+        )
+    claim, sending = begun(store)
+    assert sending.escalation is not None
+    assert sending.escalation.times == 3
+    store.sent(claim, Delivery("p"))
+    assert store.claim(JobKind.DELIVER, LEASE) is None
+
+
+def test_after_a_release_a_new_call_opens_a_new_escalation(store: Store) -> None:
+    ids = []
+    for event in ("1", "2"):
+        accepted = store.accept(inbound(event=event))
+        claim = claimed(store)
+        answered(store, claim, call=Call(Reason.ASKED, accepted.message_id))
+        claim, sending = begun(store)
+        assert sending.escalation is not None
+        ids.append(sending.escalation.id)
+        store.sent(claim, Delivery(event))
+        assert accepted.conversation_id is not None
+        assert store.change_owner(accepted.conversation_id, OwnerEvent.RELEASE) is Owner.BOT
+    assert ids == [1, 2]
+
+
+def test_an_undeliverable_reply_calls_a_human_and_an_undeliverable_card_does_not_loop(store: Store) -> None:
+    store.accept(inbound())
+    answered(store, claimed(store), "hi")
+    claim, _ = begun(store)
+    store.bury_delivery(claim, "Forbidden: bot was blocked by the user")
+    claim, sending = begun(store)
+    assert sending.escalation is not None
+    assert sending.escalation.reason is Reason.UNDELIVERED
+    store.bury_delivery(claim, "channel_not_found")
+    assert store.claim(JobKind.DELIVER, LEASE) is None
+
+
+def test_a_dead_attend_job_leaves_the_lane_free(store: Store) -> None:
+    message: InboundMessage = inbound(event="1")
+    accepted = store.accept(message)
+    assert accepted.message_id is not None
+    settlement = Settlement((Verdict(accepted.message_id, Outcome.DEAD),), call=Call(Reason.FAILED, None))
+    store.bury_attend(claimed(store), settlement, "engine raised")
+    store.accept(inbound("again", event="2"))
+    assert [line.text for line in store.waiting(claimed(store)).lines] == ["again"]
+
+
+def test_a_trace_tells_the_whole_way_of_a_message(store: Store, engine: Engine) -> None:
+    accepted = store.accept(inbound("太差了"))
+    claim = claimed(store)
+    assert accepted.message_id is not None
+    answered(store, claim, "抱歉", call=Call(Reason.NEGATIVE, accepted.message_id, ANGRY))
+    store.sent(begun(store)[0], Delivery("p1"))
+    trace = Reader(engine).trace(accepted.message_id)
+    assert trace is not None
+    assert [line.text for line in trace.answers] == ["抱歉"]
+    assert {(each.kind, each.state) for each in trace.sent} == {
+        (OutboundKind.REPLY, OutboundState.SENT),
+        (OutboundKind.CARD, OutboundState.PENDING),
+    }
+    assert trace.escalation is not None
+    assert Reader(engine).trace(999) is None
+
+
+def test_the_load_counts_jobs_and_open_calls(store: Store, engine: Engine) -> None:
+    assert Reader(engine).load().jobs == 0
+    accepted = store.accept(inbound())
+    assert Reader(engine).load().jobs == 1
+    answered(store, claimed(store), call=Call(Reason.ASKED, accepted.message_id))
+    assert Reader(engine).load().open_escalations == 1
