@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import structlog
 
+from bot.errors import Stopping
 from bot.messages import Dropped, InboundKind, InboundMessage, Platform, Receipt
 from bot.metrics import Metrics
 from bot.store.database import Writer
@@ -37,9 +38,16 @@ class Intake:
         self._metrics = metrics
         self._max_chars = max_chars
         self._on_accepted = on_accepted
+        self._closed = False
+
+    def close(self) -> None:
+        """Accept nothing more; replies to what was accepted may still go out."""
+        self._closed = True
 
     async def receive(self, event: InboundMessage | Dropped) -> Receipt:
         """Store one event in one transaction. Raises DatabaseUnavailable: nothing was stored, do not acknowledge."""
+        if self._closed:
+            raise Stopping("frontdesk is stopping")
         if isinstance(event, Dropped):
             return await self._drop(event)
         message = self._cleaned(event)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import structlog
 
 HIDDEN = "[secret]"
-_NOISY = ("httpx", "httpcore", "telegram", "slack_sdk", "slack_bolt", "aiohttp", "urllib3", "asyncio", "gradio")
+NOISY = ("httpx", "httpcore", "telegram", "slack_sdk", "slack_bolt", "aiohttp", "urllib3", "asyncio", "gradio")
 
 
 class Redactor(logging.Formatter):
@@ -40,11 +40,12 @@ def formatter(style: str, secrets: Sequence[str]) -> logging.Formatter:
     ]
     if style == "json":
         render: list[Any] = [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ]
-    else:
-        render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    else:  # plain tracebacks: the pretty ones print local variables, and with them what customers wrote
+        plain = structlog.dev.plain_traceback
+        render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     inner = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
@@ -62,9 +63,8 @@ def set_up(level: str, style: str, secrets: Sequence[str], stream: TextIO | None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    if level != "DEBUG":
-        for name in _NOISY:  # httpx prints whole URLs, bot token included, at INFO
-            logging.getLogger(name).setLevel(logging.WARNING)
+    for name in NOISY:  # httpx prints whole URLs, bot token included, at INFO
+        logging.getLogger(name).setLevel(logging.NOTSET if level == "DEBUG" else logging.WARNING)
     use_structlog()
 
 

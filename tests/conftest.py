@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,11 +58,20 @@ def clock() -> TurnableClock:
     return TurnableClock()
 
 
+@cache
+def migrated() -> bytes:
+    """A migrated, empty database file; migrating once is enough for a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "template.db"
+        upgrade(f"sqlite:///{file}")
+        return file.read_bytes()
+
+
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
-    url = f"sqlite:///{tmp_path / 'frontdesk.db'}"
-    upgrade(url)
-    return url
+    file = tmp_path / "frontdesk.db"
+    file.write_bytes(migrated())
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What waits right now: jobs that are not done, the age in seconds of the oldest due one, open calls for a human."""
+    """What waits right now: unfinished jobs, the age in seconds of the oldest due one, open calls for a human."""
 
     jobs: int
     oldest_job_s: float

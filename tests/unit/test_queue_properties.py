@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
 
 from hypothesis import Phase, settings
@@ -13,21 +12,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from bot.conversation import Outcome
 from bot.errors import LeaseLost
-from bot.store.database import open_engine, upgrade
+from bot.store.database import open_engine
 from bot.store.jobs import Claim, JobKind
 from bot.store.store import Store
 from bot.store.values import Settlement, Verdict
-from tests.conftest import TurnableClock, inbound
+from tests.conftest import TurnableClock, inbound, migrated
 
 LEASE = timedelta(seconds=30)
-
-
-@cache
-def migrated() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "template.db"
-        upgrade(f"sqlite:///{file}")
-        return file.read_bytes()
 
 
 class AttendJobs(RuleBasedStateMachine):

@@ -1,0 +1,297 @@
+"""The composition root: settings become a running front desk. The only file that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import Engine as Database
+
+from adapters.console import ConsoleAdapter
+from bot import log
+from bot.attend import Attendant, Manners
+from bot.config import Settings
+from bot.conversation import Line
+from bot.deliver import Deliverer
+from bot.errors import ConfigError, DatabaseUnavailable, FrontdeskError
+from bot.escalate import CardWriter
+from bot.http import Health, build_asgi, serve
+from bot.intake import Intake
+from bot.messages import Adapter, Address, Platform
+from bot.metrics import Metrics
+from bot.queue.embedded import EmbeddedQueue, backoff
+from bot.store.database import Writer, open_engine, single_writer, upgrade
+from bot.store.jobs import JobKind
+from bot.store.reader import Reader
+from bot.store.store import Store
+from engine import load, roles
+from engine.types import Engine, EngineConfig
+
+logger = structlog.get_logger(__name__)
+
+History = Callable[[Address, str], Awaitable[Sequence[Line]]]
+
+WATCH_EVERY_S = 5.0
+
+
+@dataclass(slots=True)
+class App:
+    """Every part, wired. Made by build(); run() starts and stops them, close() frees what they hold."""
+
+    settings: Settings
+    database: Database
+    writer: Writer
+    store: Store
+    reader: Reader
+    engine: Engine
+    metrics: Metrics
+    queue: EmbeddedQueue
+    intake: Intake
+    adapters: Mapping[Platform, Adapter]
+    console: ConsoleAdapter
+    attendant: Attendant
+    deliverer: Deliverer
+    stopped: set[Platform] = field(default_factory=set)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`; then accept nothing more, finish what runs, release the rest.
+
+        Raises ConfigError when a part cannot start, or when no platform is left to serve.
+        """
+        try:
+            await self._run(stop)
+        except* FrontdeskError as group:
+            raise _first(group) from None
+
+    async def _run(self, stop: asyncio.Event) -> None:
+        queue = self.settings.queue
+        handlers = {JobKind.ATTEND: self.attendant, JobKind.DELIVER: self.deliverer}
+        async with asyncio.TaskGroup() as tasks:
+            parts = [tasks.create_task(self._receive(adapter)) for adapter in self.adapters.values()]
+            parts.append(tasks.create_task(serve(self._asgi(), self.settings.web.host, self.settings.web.port)))
+            parts.append(tasks.create_task(self._watch()))
+            working = tasks.create_task(self.queue.run(handlers, stop, queue.drain_seconds))
+            await stop.wait()
+            self.intake.close()
+            await working
+            for part in parts:
+                part.cancel()
+
+    async def close(self) -> None:
+        await self.engine.close()
+        self.writer.close()
+        self.database.dispose()
+
+    async def _receive(self, adapter: Adapter) -> None:
+        """One platform that only a person can mend does not take the others down with it."""
+        try:
+            await adapter.run(self.intake)
+        except ConfigError as error:
+            logger.error("platform stopped", platform=adapter.platform, error=str(error))
+            self.stopped.add(adapter.platform)
+            if self.stopped >= self.adapters.keys() - {Platform.CONSOLE, Platform.WEB}:
+                raise
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                load = await self.writer(self.reader.load)
+            except DatabaseUnavailable as error:
+                logger.error("the database is away", error=str(error))
+            else:
+                self.metrics.load(load.oldest_job_s, load.open_escalations)
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def health(self) -> Health:
+        try:
+            await self.writer(self.reader.load)
+            database = True
+        except DatabaseUnavailable:
+            database = False
+        contacts = {
+            platform: adapter.last_contact
+            for platform, adapter in self.adapters.items()
+            if platform in (Platform.TELEGRAM, Platform.SLACK)
+        }
+        return Health(database, self.engine.alive, contacts)
+
+    def _asgi(self) -> Any:
+        page, web = None, self.settings.web
+        if web.enabled:
+            from adapters.web import build_page
+
+            page = build_page(self.adapters[Platform.WEB], self.settings.business.name)
+        password = self.settings.secrets.web_password.get_secret_value()
+        return build_asgi(self.metrics, self.health, page, (web.user, password) if password else None)
+
+
+def build(settings: Settings, engine: Engine, console: Console | None = None) -> App:
+    """Wire the parts. The database must have been upgraded."""
+    database = open_engine(settings.database.url)
+    writer, metrics = Writer(), Metrics()
+    store, reader = Store(database, cards_to(settings)), Reader(database)
+    terminal = ConsoleAdapter(console or Console(), partial(emoji, settings))
+    platforms = [terminal, *_platforms(settings, lambda address, customer: writer(reader.history, address, customer))]
+    adapters = {adapter.platform: adapter for adapter in platforms}
+    queue = EmbeddedQueue(
+        store,
+        writer,
+        concurrency=settings.queue.concurrency,
+        lease=timedelta(seconds=settings.queue.lease_seconds),
+        max_attempts=settings.queue.max_attempts,
+        max_backoff=(longest := timedelta(seconds=settings.queue.max_backoff_seconds)),
+    )
+    cards = CardWriter(partial(emoji, settings))
+    return App(
+        settings,
+        database,
+        writer,
+        store,
+        reader,
+        engine,
+        metrics,
+        queue,
+        Intake(store, writer, metrics, settings.limits.max_text_chars, queue.wake),
+        adapters,
+        terminal,
+        Attendant(store, writer, engine, adapters, manners(settings), metrics, queue.wake),
+        Deliverer(store, writer, adapters, cards, metrics, lambda attempt: backoff(attempt, longest)),
+    )
+
+
+def _platforms(settings: Settings, history: History) -> Iterator[Adapter]:
+    """Each platform's library is imported only where the platform is on."""
+    secrets = settings.secrets
+    if settings.telegram.enabled:
+        from adapters.telegram import TelegramAdapter
+
+        yield TelegramAdapter(secrets.telegram_token.get_secret_value(), settings.telegram.api_url)
+    if settings.slack.enabled:
+        from adapters.slack import SlackAdapter
+
+        tokens = secrets.slack_bot_token.get_secret_value(), secrets.slack_app_token.get_secret_value()
+        yield SlackAdapter(*tokens, settings.slack.api_url)
+    if settings.web.enabled:
+        from adapters.web import WebAdapter
+
+        yield WebAdapter(history, partial(emoji, settings))
+
+
+def cards_to(settings: Settings) -> Address | None:
+    """Where escalation cards go."""
+    platform, _, chat = settings.escalation.channel.partition(":")
+    return Address(Platform(platform), "", chat) if platform else None
+
+
+def manners(settings: Settings) -> Manners:
+    """How the desk behaves, from the settings."""
+    business, speech = settings.business, settings.engine
+    return Manners(
+        sentiment=roles.sentiment(settings.sentiment.labels),
+        reply=roles.reply(
+            business.name,
+            business.about,
+            business.facts,
+            speech.temperature,
+            speech.repetition_penalty,
+            speech.max_new_tokens,
+        ),
+        negative=settings.sentiment.negative,
+        threshold=settings.escalation.threshold,
+        keywords=settings.escalation.keywords,
+        shop=business.name,
+    )
+
+
+def emoji(settings: Settings, label: str) -> str:
+    """A face for a mood: the negative label's, the first other's, and a straight one for any further."""
+    mood = settings.sentiment
+    if label == mood.negative:
+        return "😢"
+    return "😄" if label == next(each for each in mood.labels if each != mood.negative) else "😐"
+
+
+# -- starting --------------------------------------------------------------------------------------
+
+
+def run(settings: Settings) -> int:
+    """`frontdesk run`: serve every configured platform until SIGTERM or Ctrl-C. Raises FrontdeskError."""
+    log.set_up(settings.log.level, settings.log.format, settings.secrets.values())
+    console = Console(stderr=True)
+    with single_writer(settings.database.url):
+        upgrade(settings.database.url)
+        path = model_path(settings, console)
+        asyncio.run(_serve(settings, path, console))
+    return 0
+
+
+async def _serve(settings: Settings, path: Path, console: Console) -> None:
+    stop = stop_on_signals()
+    app = build(settings, await load_engine(settings, path, console))
+    try:
+        logger.info("serving", platforms=sorted(app.adapters), model=settings.engine.model)
+        await app.run(stop)
+    finally:
+        await app.close()
+        logger.info("stopped")
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    return stop
+
+
+def model_path(settings: Settings, console: Console) -> Path:
+    """Where the model's files are; downloads them when they are not there yet. Raises ModelUnavailable."""
+    model, revision = settings.engine.model, settings.engine.revision
+    path = load.resolve(model, revision)
+    return path or pull(model, revision, console)
+
+
+def pull(model: str, revision: str, console: Console) -> Path:
+    """Download a model with a progress bar. Raises ModelUnavailable."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"downloading {model}", total=None)
+        return load.pull(model, revision, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+async def load_engine(settings: Settings, path: Path, console: Console) -> Engine:
+    """Load the model beside the event loop, with a progress bar; refuses labels that it cannot tell apart."""
+    speech = settings.engine
+    config = EngineConfig(
+        speech.model,
+        speech.revision,
+        speech.context_tokens,
+        speech.deadline_seconds,
+        speech.penalise_prompt,
+        speech.threads,
+    )
+
+    def loading(report: Callable[[float], None]) -> Engine:
+        from engine.qwen import QwenEngine  # imports torch and transformers: seconds
+
+        engine = QwenEngine.load(config, path, report)
+        engine.check(roles.sentiment(settings.sentiment.labels))
+        return engine
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(f"loading {speech.model}", total=1.0)
+        return await asyncio.to_thread(loading, lambda share: progress.update(task, completed=share))
+
+
+def _first(group: BaseExceptionGroup[FrontdeskError]) -> FrontdeskError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

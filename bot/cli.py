@@ -1,0 +1,144 @@
+"""The commands. Each parses, imports what it needs, calls, prints: `frontdesk --help` loads nothing heavy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bot.errors import FrontdeskError
+
+app = typer.Typer(
+    name="frontdesk",
+    help="A front desk for a small business: one small model answers, reads the mood, and calls a human.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+model_app = typer.Typer(help="The model's files.", no_args_is_help=True)
+db_app = typer.Typer(help="The database.", no_args_is_help=True)
+slack_app = typer.Typer(help="Setting up Slack.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+app.add_typer(db_app, name="db")
+app.add_typer(slack_app, name="slack")
+
+Config = Annotated[Path, typer.Option("--config", help="The settings; .env is read beside it.")]
+CONFIG = Path("config.toml")
+
+
+def main() -> None:
+    """Run one command. What a person can mend is one red sentence and exit code 2, never a traceback."""
+    try:
+        app()
+    except FrontdeskError as error:
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True, soft_wrap=True).print(Text(str(error), style="red"))
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    once: Annotated[
+        bool, typer.Option("--once", help="Stop after the script; exit code 1 if one got no answer.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="A hub id, a directory, or bundled.")] = None,
+    port: Annotated[int | None, typer.Option(help="Of the chat page.", min=0, max=65_535)] = None,
+    config: Config = CONFIG,
+) -> None:
+    """See it work: three customers write, then the chat page is served. Needs no account and no token."""
+    from bot.demo import run_demo
+
+    raise typer.Exit(run_demo(once, model, port, config))
+
+
+@app.command()
+def run(config: Config = CONFIG) -> None:
+    """Serve every configured platform until Ctrl-C or SIGTERM."""
+    from bot.app import run
+    from bot.config import load
+
+    raise typer.Exit(run(load(config)))
+
+
+@app.command()
+def init(config: Config = CONFIG) -> None:
+    """Write config.toml and .env by asking; every token is tested as it is typed."""
+    from bot.init import init
+
+    init(config)
+
+
+@app.command()
+def doctor(config: Config = CONFIG) -> None:
+    """Check the settings, database, model, tokens and rights; exit code 1 if anything is wrong."""
+    from bot.doctor import examine
+
+    raise typer.Exit(examine(config))
+
+
+@app.command()
+def trace(message_id: Annotated[int, typer.Argument(help="As the log names it.")], config: Config = CONFIG) -> None:
+    """Show one message's way from its arrival to its answer."""
+    from rich.console import Console
+
+    from bot.config import load
+    from bot.trace import print_trace
+
+    print_trace(load(config), message_id, Console())
+
+
+@model_app.command("pull")
+def model_pull(
+    model: Annotated[str | None, typer.Argument(help="A hub id; the configured model when left out.")] = None,
+    config: Config = CONFIG,
+) -> None:
+    """Download the model; an interrupted download continues. HF_ENDPOINT names a mirror."""
+    from rich.console import Console
+
+    from bot.app import pull
+    from bot.config import Settings, load
+    from engine.load import size_on_disk
+
+    settings = load(config) if config.exists() else Settings()
+    name, revision = (model, "") if model else (settings.engine.model, settings.engine.revision)
+    console = Console(soft_wrap=True)
+    path = pull(name, revision, console)
+    console.print(f"{name} is here: {size_on_disk(path) / 1e6:,.0f} MB in {path}", highlight=False)
+
+
+@db_app.command("upgrade")
+def db_upgrade(config: Config = CONFIG) -> None:
+    """Bring the database to the newest schema; `run` does it by itself."""
+    from bot.config import load
+    from bot.store.database import file_of, single_writer, upgrade
+
+    url = load(config).database.url
+    with single_writer(url):
+        upgrade(url)
+    typer.echo(f"{file_of(url)} has the newest schema.")
+
+
+@db_app.command("check")
+def db_check() -> None:
+    """Check that the migrations make the tables of this program, on a database of its own."""
+    import tempfile
+
+    from bot.store.database import schema_drift
+
+    with tempfile.TemporaryDirectory() as folder:
+        drift = schema_drift(f"sqlite:///{folder}/check.db")
+    for line in drift or ["The migrations and the models agree."]:
+        typer.echo(line)
+    raise typer.Exit(1 if drift else 0)
+
+
+@slack_app.command("manifest")
+def slack_manifest() -> None:
+    """Print the app manifest to paste at api.slack.com/apps."""
+    from importlib.resources import files
+
+    typer.echo((files("adapters") / "slack-manifest.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,45 @@
+"""A platform in memory: records what is sent and previewed, and fails as a test plans it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from bot.messages import Delivery, Inbox, OutboundKind, OutboundMessage, Platform, Preview
+
+
+class RecordingAdapter:
+    """`plan` holds an exception or None for each of the next sends."""
+
+    asks_first = False
+    last_contact: float | None = None
+
+    def __init__(self, platform: Platform = Platform.TELEGRAM, limit: int = 4096) -> None:
+        self.platform = platform
+        self.limit = limit
+        self.sent: list[OutboundMessage] = []
+        self.previews: list[Preview] = []
+        self.plan: list[Exception | None] = []
+        self.inbox: Inbox | None = None
+
+    async def run(self, inbox: Inbox) -> None:
+        self.inbox = inbox
+        await asyncio.Event().wait()
+
+    async def send(self, message: OutboundMessage) -> Delivery:
+        fault = self.plan.pop(0) if self.plan else None
+        if fault is not None:
+            raise fault
+        self.sent.append(message)
+        return Delivery(f"p{len(self.sent)}")
+
+    async def preview(self, preview: Preview) -> None:
+        self.previews.append(preview)
+
+    def split(self, text: str) -> Sequence[str]:
+        return [text[start : start + self.limit] for start in range(0, len(text), self.limit)]
+
+    def said(self, kind: OutboundKind | None = None) -> list[str]:
+        """The texts that were sent, cards excluded unless asked for."""
+        wanted = {kind} if kind else {OutboundKind.REPLY, OutboundKind.NOTICE}
+        return [message.text for message in self.sent if message.kind in wanted]

@@ -1,0 +1,311 @@
+"""One message's way through intake, store, queue, policy and delivery; only model and platform are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from bot.app import emoji, manners
+from bot.attend import Attendant
+from bot.catalogue import say
+from bot.config import Settings
+from bot.conversation import Outcome, OwnerEvent
+from bot.deliver import Deliverer
+from bot.errors import OutcomeUnknown, RetryLater, Stopping, Undeliverable
+from bot.escalate import CardWriter
+from bot.intake import Intake
+from bot.messages import Address, Dropped, InboundKind, OutboundKind, Platform, Receipt
+from bot.metrics import Metrics
+from bot.queue.embedded import EmbeddedQueue, backoff
+from bot.store.database import Writer
+from bot.store.jobs import JobKind
+from bot.store.reader import Reader
+from bot.store.store import Store
+from engine.types import Speaker, Turn
+from tests.conftest import AGENTS, inbound
+from tests.fakes.adapter import RecordingAdapter
+from tests.fakes.engine import ScriptedEngine
+
+CAP = timedelta(seconds=0.01)
+
+
+class House:
+    """The wired parts between a scripted model and two recorded platforms."""
+
+    def __init__(self, database: Engine) -> None:
+        settings = Settings()
+        self.engine = ScriptedEngine()
+        self.telegram, self.slack = RecordingAdapter(), RecordingAdapter(Platform.SLACK)
+        self.writer, self.metrics = Writer(), Metrics()
+        self.store, self.reader = Store(database, AGENTS), Reader(database)
+        adapters = {Platform.TELEGRAM: self.telegram, Platform.SLACK: self.slack}
+        self.queue = EmbeddedQueue(
+            self.store,
+            self.writer,
+            concurrency=4,
+            lease=timedelta(seconds=30),
+            max_attempts=3,
+            max_backoff=CAP,
+        )
+        wake = self.queue.wake
+        self.intake = Intake(self.store, self.writer, self.metrics, 4000, wake)
+        cards = CardWriter(lambda label: emoji(settings, label))
+        self.handlers = {
+            JobKind.ATTEND: Attendant(
+                self.store, self.writer, self.engine, adapters, manners(settings), self.metrics, wake
+            ),
+            JobKind.DELIVER: Deliverer(
+                self.store, self.writer, adapters, cards, self.metrics, lambda attempt: backoff(attempt, CAP)
+            ),
+        }
+
+    async def idle(self) -> None:
+        async with asyncio.timeout(10):
+            while self.reader.load().jobs:  # noqa: ASYNC110 - the database tells, there is no event
+                await asyncio.sleep(0.005)
+
+    async def hears(self, text: str, **how: object) -> Receipt:
+        receipt = await self.intake.receive(inbound(text, **how))  # type: ignore[arg-type]  # inbound's own keywords
+        await self.idle()
+        return receipt
+
+    def outcomes(self) -> list[Outcome | None]:
+        lines = self.reader.history(inbound().address, "c1")
+        return [line.outcome for line in lines if line.outcome or line.author == "customer"]
+
+
+@asynccontextmanager
+async def working(house: House) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    run = asyncio.create_task(house.queue.run(house.handlers, stop, 5))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(run, 10)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.queue.embedded.IDLE_POLL_S", 0.02)
+
+
+@pytest.fixture
+async def house(engine: Engine) -> AsyncIterator[House]:
+    house = House(engine)
+    async with working(house):
+        yield house
+    house.writer.close()
+
+
+async def test_a_calm_message_is_answered_and_nobody_is_called(house: House) -> None:
+    assert await house.hears("几点开门？") is Receipt.ACCEPTED
+    assert house.telegram.said() == ["answer to: 几点开门？"]
+    assert house.slack.sent == []
+    assert house.outcomes() == [Outcome.ANSWERED]
+
+
+async def test_an_angry_message_is_answered_and_a_card_with_everything_goes_to_the_agents(house: House) -> None:
+    await house.hears("你们几点开门？", event="1")
+    await house.hears("我的订单三天没到，太差了", event="2")
+    assert house.telegram.said()[-2:] == ["answer to: 我的订单三天没到，太差了", say("human_called", "zh")]
+    (card,) = house.slack.sent
+    assert (card.kind, card.address) == (OutboundKind.CARD, AGENTS)
+    for part in ("Li Wei", "c1", "Telegram", "0.95", "😢", "我的订单三天没到，太差了", "你们几点开门？", "#1"):
+        assert part in card.text
+    assert house.outcomes() == [Outcome.ANSWERED, Outcome.ESCALATED]
+
+
+async def test_a_second_angry_message_edits_the_card_and_opens_no_second_call(house: House) -> None:
+    await house.hears("太差了", event="1")
+    await house.hears("还是差", event="2")
+    first, second = house.slack.sent
+    assert (first.edits, second.edits) == ("", "p1")
+    assert "还是差" in second.text
+    assert house.telegram.said().count(say("human_called", "zh")) == 1
+    assert house.reader.load().open_escalations == 1
+
+
+async def test_a_card_that_cannot_be_edited_any_more_is_posted_anew(house: House) -> None:
+    await house.hears("太差了", event="1")
+    house.slack.plan = [Undeliverable("message_not_found")]
+    await house.hears("还是差", event="2")
+    assert [card.edits for card in house.slack.sent] == ["", ""]
+
+
+async def test_asking_for_a_person_needs_no_model(house: House) -> None:
+    await house.hears("人工")
+    assert house.telegram.said() == [say("human_called", "zh")]
+    assert [name for name, _ in house.engine.asked] == ["sentiment"]
+    assert house.outcomes() == [Outcome.ESCALATED]
+
+
+async def test_commands_are_answered_in_the_customers_language_without_the_model(house: House) -> None:
+    await house.hears("start", kind=InboundKind.COMMAND)
+    assert house.telegram.said() == [say("start", "zh", shop="")]
+    assert house.engine.asked == []
+
+
+async def test_a_photo_without_words_gets_a_polite_sentence(house: House) -> None:
+    await house.hears("photo", kind=InboundKind.MEDIA)
+    assert house.telegram.said() == [say("media", "zh")]
+
+
+async def test_a_burst_is_answered_once_and_every_message_is_judged(house: House) -> None:
+    house.engine.hold = asyncio.Event()
+    await house.intake.receive(inbound("wait for me", event="0"))
+    async with asyncio.timeout(5):
+        while not any(name == "reply" for name, _ in house.engine.asked):  # noqa: ASYNC110 - looked at from outside
+            await asyncio.sleep(0.005)
+    for number in range(3):
+        await house.intake.receive(inbound(f"part {number}", event=f"b{number}"))
+    house.engine.hold.set()
+    await house.idle()
+    assert house.telegram.said() == ["answer to: wait for me", "answer to: part 0\npart 1\npart 2"]
+    assert sum(name == "sentiment" for name, _ in house.engine.asked) == 4
+    assert house.outcomes() == [Outcome.ANSWERED] * 4
+
+
+async def test_the_model_sees_the_history_without_our_fixed_sentences(house: House) -> None:
+    await house.hears("start", event="0", kind=InboundKind.COMMAND)
+    await house.hears("one", event="1")
+    await house.hears("two", event="2")
+    assert house.engine.asked[-1][1] == (
+        Turn(Speaker.USER, "one"),
+        Turn(Speaker.ASSISTANT, "answer to: one"),
+        Turn(Speaker.USER, "two"),
+    )
+
+
+async def test_the_mood_is_previewed_before_the_text(house: House) -> None:
+    await house.hears("awful")
+    first_mood = next(index for index, each in enumerate(house.telegram.previews) if each.sentiment)
+    assert not any(each.text for each in house.telegram.previews[:first_mood])
+
+
+async def test_an_empty_answer_becomes_an_offer_to_call_a_person(house: House) -> None:
+    house.engine.answer = lambda turns: "  \n "
+    await house.hears("what?", event="1")
+    assert house.telegram.said() == [say("unknown_person_offer", "en")]
+
+
+async def test_a_model_that_fails_twice_is_asked_a_third_time(house: House) -> None:
+    house.engine.failures = 2
+    await house.hears("hello")
+    assert house.telegram.said() == ["answer to: hello"]
+
+
+async def test_a_model_that_fails_for_good_is_told_to_the_customer_and_to_the_agents(house: House) -> None:
+    house.engine.failures = 99
+    await house.hears("hello")
+    assert house.telegram.said() == [say("failed", "en")]
+    assert say("reason_failed", "en") in house.slack.sent[0].text
+    assert house.outcomes() == [Outcome.DEAD]
+
+
+async def test_a_long_answer_is_sent_in_parts_in_order(house: House) -> None:
+    house.telegram.limit = 4
+    house.engine.answer = lambda turns: "abcdefghij"
+    await house.hears("hello")
+    assert house.telegram.said() == ["abcd", "efgh", "ij"]
+
+
+async def test_what_the_platform_delays_is_sent_later_and_once(house: House) -> None:
+    house.telegram.plan = [RetryLater("429", after=0.01)] * 5
+    await house.hears("hello")
+    assert house.telegram.said() == ["answer to: hello"]
+
+
+async def test_an_unknown_outcome_is_resent_once_and_then_left_to_a_human(house: House) -> None:
+    house.telegram.plan = [OutcomeUnknown("timed out")]
+    await house.hears("one", event="1")
+    assert [(message.text, message.maybe_sent) for message in house.telegram.sent] == [("answer to: one", True)]
+    house.telegram.plan = [OutcomeUnknown("timed out"), OutcomeUnknown("timed out")]
+    await house.hears("two", event="2")
+    assert house.telegram.said() == ["answer to: one"]
+    assert say("reason_undelivered", "en") in house.slack.sent[-1].text
+
+
+async def test_a_blocked_customer_is_not_tried_again_and_a_human_is_told(house: House) -> None:
+    house.telegram.plan = [Undeliverable("Forbidden: bot was blocked by the user")]
+    await house.hears("hello")
+    assert house.telegram.said() == []
+    assert say("reason_undelivered", "en") in house.slack.sent[0].text
+
+
+async def test_a_broken_escalation_channel_does_not_keep_the_customer_waiting(house: House) -> None:
+    house.slack.plan = [Undeliverable("channel_not_found")]
+    await house.hears("太差了")
+    assert house.telegram.said()[0] == "answer to: 太差了"
+
+
+async def test_a_claim_while_the_model_writes_drops_the_reply(house: House) -> None:
+    house.engine.hold = asyncio.Event()
+    await house.intake.receive(inbound("hello"))
+    async with asyncio.timeout(5):
+        while not any(name == "reply" for name, _ in house.engine.asked):  # noqa: ASYNC110 - looked at from outside
+            await asyncio.sleep(0.005)
+    house.store.change_owner(1, OwnerEvent.CLAIM)
+    house.engine.hold.set()
+    await house.idle()
+    assert house.telegram.said() == []
+    assert house.outcomes() == [Outcome.SILENT]
+    await house.hears("are you there?", event="2")
+    assert house.telegram.said() == []
+
+
+async def test_redelivery_is_harmless(house: House) -> None:
+    await house.hears("hello")
+    assert await house.hears("hello") is Receipt.DUPLICATE
+    assert house.telegram.said() == ["answer to: hello"]
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\x00", "\u202e", "\ufeff"])
+async def test_a_message_without_words_is_dropped_and_the_cursor_moves(house: House, text: str) -> None:
+    assert await house.hears(text, cursor=5) is Receipt.DROPPED
+    assert await house.intake.cursor(Platform.TELEGRAM, "1") == 5
+    assert house.telegram.sent == []
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a\x00b", "ab"),
+        ("a\ud800b", "a?b"),
+        ("\u202eabc\u2066", "abc"),
+        ("👨‍👩‍👧 ok", "👨‍👩‍👧 ok"),
+        ("one\r\ntwo", "one\ntwo"),
+        ("x" * 65_536, "x" * 4_000),
+    ],
+)
+async def test_hostile_text_is_cleaned_and_answered(house: House, text: str, kept: str) -> None:
+    await house.hears(text)
+    assert house.telegram.said() == [f"answer to: {kept}"]
+
+
+async def test_a_dropped_event_moves_the_cursor_and_loses_no_neighbour(house: House) -> None:
+    await house.intake.receive(Dropped(Platform.TELEGRAM, "1", "unknown update", cursor=8))
+    await house.hears("hello", cursor=9)
+    assert await house.intake.cursor(Platform.TELEGRAM, "1") == 9
+    assert house.telegram.said() == ["answer to: hello"]
+
+
+async def test_a_closing_desk_accepts_nothing_more(house: House) -> None:
+    house.intake.close()
+    with pytest.raises(Stopping):
+        await house.intake.receive(inbound())
+    assert house.reader.load().jobs == 0
+
+
+async def test_a_platform_that_was_switched_off_meanwhile_ends_with_a_human(engine: Engine) -> None:
+    house = House(engine)
+    del house.handlers[JobKind.DELIVER]._adapters[Platform.TELEGRAM]  # type: ignore[attr-defined]  # as if disabled
+    async with working(house):
+        await house.hears("hello")
+    house.writer.close()
+    assert Address(Platform.SLACK, "T1", "C0AGENTS") in {card.address for card in house.slack.sent}
