@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from rich.console import Console
@@ -28,6 +28,7 @@ from bot.http import Health, build_asgi, serve
 from bot.intake import Intake
 from bot.messages import Adapter, Address, Platform
 from bot.metrics import Metrics
+from bot.queue import Handler
 from bot.queue.embedded import EmbeddedQueue, backoff
 from bot.store.database import Writer, open_engine, single_writer, upgrade
 from bot.store.jobs import JobKind
@@ -35,6 +36,9 @@ from bot.store.reader import Reader
 from bot.store.store import Store
 from engine import load, roles
 from engine.types import Engine, EngineConfig
+
+if TYPE_CHECKING:
+    from engine.qwen import QwenEngine
 
 logger = structlog.get_logger(__name__)
 
@@ -74,7 +78,7 @@ class App:
 
     async def _run(self, stop: asyncio.Event) -> None:
         queue = self.settings.queue
-        handlers = {JobKind.ATTEND: self.attendant, JobKind.DELIVER: self.deliverer}
+        handlers: dict[JobKind, Handler] = {JobKind.ATTEND: self.attendant, JobKind.DELIVER: self.deliverer}
         async with asyncio.TaskGroup() as tasks:
             parts = [tasks.create_task(self._receive(adapter)) for adapter in self.adapters.values()]
             parts.append(tasks.create_task(serve(self._asgi(), self.settings.web.host, self.settings.web.port)))
@@ -269,27 +273,36 @@ def pull(model: str, revision: str, console: Console) -> Path:
 
 
 async def load_engine(settings: Settings, path: Path, console: Console) -> Engine:
-    """Load the model beside the event loop, with a progress bar; refuses labels that it cannot tell apart."""
+    """Load the model beside the event loop, with a progress bar.
+
+    Raises ModelUnavailable, and ConfigError for roles that the model cannot serve (labels that it cannot tell apart).
+    """
     speech = settings.engine
     config = EngineConfig(
-        speech.model,
-        speech.revision,
-        speech.context_tokens,
-        speech.deadline_seconds,
-        speech.penalise_prompt,
-        speech.threads,
+        model=speech.model,
+        revision=speech.revision,
+        context_tokens=speech.context_tokens,
+        deadline_s=speech.deadline_seconds,
+        penalise_prompt=speech.penalise_prompt,
+        threads=speech.threads,
     )
 
-    def loading(report: Callable[[float], None]) -> Engine:
+    def loading(report: Callable[[float], None]) -> QwenEngine:
         from engine.qwen import QwenEngine  # imports torch and transformers: seconds
 
-        engine = QwenEngine.load(config, path, report)
-        engine.check(roles.sentiment(settings.sentiment.labels))
-        return engine
+        return QwenEngine.load(config, path, report)
 
     with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as progress:
         task = progress.add_task(f"loading {speech.model}", total=1.0)
-        return await asyncio.to_thread(loading, lambda share: progress.update(task, completed=share))
+        engine = await asyncio.to_thread(loading, lambda share: progress.update(task, completed=share))
+    try:
+        how = manners(settings)
+        await engine.check(how.sentiment)
+        await engine.check(how.reply)
+    except FrontdeskError:
+        await engine.close()
+        raise
+    return engine
 
 
 def _first(group: BaseExceptionGroup[FrontdeskError]) -> FrontdeskError:

@@ -18,7 +18,7 @@ from bot.conversation import Author
 from bot.errors import ModelUnavailable
 from bot.messages import Address, Customer, Platform
 from bot.store.database import upgrade
-from bot.store.values import OutboundState
+from bot.store.values import OutboundState, Trace
 from engine import bundled
 from engine.load import BUNDLED, resolve
 
@@ -136,8 +136,12 @@ async def _answered(app: App) -> int:
         for line in await app.writer(app.reader.history, address, customer.id):
             if line.author is Author.CUSTOMER:
                 trace = await app.writer(app.reader.trace, line.id)
-                count += bool(trace and trace.answers) and all(s.state is OutboundState.SENT for s in trace.sent)
+                count += trace is not None and bool(trace.answers) and _all_sent(trace)
     return count
+
+
+def _all_sent(trace: Trace) -> bool:
+    return all(sent.state is OutboundState.SENT for sent in trace.sent)
 
 
 def _verdict(unanswered: int) -> str:

@@ -103,6 +103,11 @@ OnText = Callable[[str], None]
 class Engine(Protocol):
     """One model, loaded once, for every task. Safe to call from any number of tasks of one event loop."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered."""
+        ...
+
     async def label(self, role: LabelRole, text: str) -> LabelScores:
         """Score `text`. Raises EngineError, DeadlineExceeded."""
         ...
