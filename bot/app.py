@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import Engine as Database
 
 from adapters.console import ConsoleAdapter
 from bot import log
@@ -30,7 +29,7 @@ from bot.messages import Adapter, Address, Platform
 from bot.metrics import Metrics
 from bot.queue import Handler
 from bot.queue.embedded import EmbeddedQueue, backoff
-from bot.store.database import Writer, open_engine, single_writer, upgrade
+from bot.store.database import Database, Writer, open_engine, single_writer, upgrade
 from bot.store.jobs import JobKind
 from bot.store.reader import Reader
 from bot.store.store import Store

@@ -152,7 +152,7 @@ class Attendant:
             self._metrics.outcome(verdict.outcome)
             log.info("settled", message=verdict.message_id, outcome=verdict.outcome)
         if settlement.call is not None:
-            log.warning("human called", reason=settlement.call.reason, message=settlement.call.message_id)
+            log.info("human called", reason=settlement.call.reason, message=settlement.call.message_id)
         self._on_settled()
 
 

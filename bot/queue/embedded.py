@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
 import structlog
@@ -14,6 +14,8 @@ from bot.queue import Handler
 from bot.store.database import Writer
 from bot.store.jobs import Claim, JobKind
 from bot.store.store import Store
+
+Task = asyncio.Task[None]
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +48,7 @@ class EmbeddedQueue:
         self._max_attempts = max_attempts
         self._max_backoff = max_backoff
         self._wakers = {kind: asyncio.Event() for kind in JobKind}
-        self._working: dict[Claim, asyncio.Task[None]] = {}
+        self._working: dict[Claim, Task] = {}
 
     def wake(self) -> None:
         """There may be something to do. To be called on the event loop."""
@@ -54,30 +56,35 @@ class EmbeddedQueue:
             waker.set()
 
     async def run(self, handlers: Mapping[JobKind, Handler], stop: asyncio.Event, drain_s: float) -> None:
-        """Work until `stop`; then finish what runs within `drain_s` seconds and release the rest."""
+        """Work until `stop`; then finish what runs within `drain_s` seconds and release the rest.
+
+        What was answered while stopping is still delivered; what was not begun waits for the next start.
+        """
         freed = await self._writer(self._store.recover)
         if freed:
             log.warning("jobs of a dead process are taken up again", jobs=freed)
+        closing = {kind: asyncio.Event() for kind in handlers}
         async with asyncio.TaskGroup() as tasks:
-            for kind, handler in handlers.items():
-                tasks.create_task(self._serve(kind, handler, stop))
+            serving = {kind: tasks.create_task(self._serve(kind, handlers[kind], closing[kind])) for kind in handlers}
             keeper = tasks.create_task(self._keep_leases())
             await stop.wait()
-            self.wake()
-            await self._drain(drain_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._drain(closing, serving)
+            await self._release(serving.values())
             keeper.cancel()
 
-    async def _serve(self, kind: JobKind, handler: Handler, stop: asyncio.Event) -> None:
+    async def _serve(self, kind: JobKind, handler: Handler, closing: asyncio.Event) -> None:
         slots = asyncio.Semaphore(self._concurrency)
-        while not stop.is_set():
+        while True:
             await slots.acquire()
-            claim = await self._next(kind, stop)
+            claim = await self._next(kind, closing)
             if claim is None:
                 return
             self._start(handler, claim, slots)
 
     def _start(self, handler: Handler, claim: Claim, slots: asyncio.Semaphore) -> None:
-        def done(_: asyncio.Task[None]) -> None:
+        def done(_: Task) -> None:
             del self._working[claim]
             slots.release()
             self.wake()  # the lane is free
@@ -86,24 +93,26 @@ class EmbeddedQueue:
         self._working[claim] = task
         task.add_done_callback(done)
 
-    async def _next(self, kind: JobKind, stop: asyncio.Event) -> Claim | None:
-        """The next claim, None once stopped. A database that is away for a while is waited for."""
+    async def _next(self, kind: JobKind, closing: asyncio.Event) -> Claim | None:
+        """The next claim; None once closing, for deliveries only when none is due any more.
+
+        A database that is away for a while is waited for.
+        """
         waker = self._wakers[kind]
-        while not stop.is_set():
+        while True:
             waker.clear()
+            if closing.is_set() and kind is JobKind.ATTEND:
+                return None
             try:
                 claim = await self._writer(self._store.claim, kind, self._lease)
             except DatabaseUnavailable as error:
                 log.error("the queue cannot reach the database", error=str(error))
                 claim = None
-            if claim is not None and stop.is_set():
-                await self._writer(self._store.release, claim)
-            elif claim is not None:
+            if claim is not None or closing.is_set():
                 return claim
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_POLL_S):
                     await waker.wait()
-        return None
 
     async def _work(self, handler: Handler, claim: Claim) -> None:
         with structlog.contextvars.bound_contextvars(
@@ -147,12 +156,20 @@ class EmbeddedQueue:
                 for claim in await self._writer(self._store.renew, list(self._working), self._lease):
                     log.warning("lease lost", job=claim.job_id)
 
-    async def _drain(self, drain_s: float) -> None:
+    async def _drain(self, closing: Mapping[JobKind, asyncio.Event], serving: Mapping[JobKind, Task]) -> None:
+        """Attending ends before delivering does."""
         if self._working:
-            log.info("finishing what runs", jobs=len(self._working), at_most_s=drain_s)
-            await asyncio.wait(self._working.values(), timeout=drain_s)
+            log.info("finishing what runs", jobs=len(self._working))
+        for kind in closing:
+            closing[kind].set()
+            self.wake()
+            await asyncio.wait([serving[kind]])
+            while running := [task for claim, task in self._working.items() if claim.kind is kind]:
+                await asyncio.wait(running)
+
+    async def _release(self, serving: Iterable[Task]) -> None:
         left = list(self._working.values())
-        for task in left:
+        for task in (*serving, *left):
             task.cancel()
         if left:
             await asyncio.wait(left)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, create_engine, event
@@ -20,6 +20,9 @@ try:  # a newer SQLite than most Pythons are built with, where there is a wheel
     _driver: Any = import_module("pysqlite3.dbapi2")
 except ImportError:
     _driver = import_module("sqlite3")
+
+Database: TypeAlias = Engine
+"""What open_engine() gives, under a name for those who only pass it on."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

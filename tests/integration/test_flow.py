@@ -27,7 +27,7 @@ from bot.store.jobs import JobKind
 from bot.store.reader import Reader
 from bot.store.store import Store
 from engine.types import Speaker, Turn
-from tests.conftest import AGENTS, inbound
+from tests.conftest import AGENTS, inbound, until
 from tests.fakes.adapter import RecordingAdapter
 from tests.fakes.engine import ScriptedEngine
 
@@ -159,9 +159,7 @@ async def test_a_photo_without_words_gets_a_polite_sentence(house: House) -> Non
 async def test_a_burst_is_answered_once_and_every_message_is_judged(house: House) -> None:
     house.engine.hold = asyncio.Event()
     await house.intake.receive(inbound("wait for me", event="0"))
-    async with asyncio.timeout(5):
-        while not any(name == "reply" for name, _ in house.engine.asked):  # noqa: ASYNC110 - looked at from outside
-            await asyncio.sleep(0.005)
+    await until(lambda: any(name == "reply" for name, _ in house.engine.asked))
     for number in range(3):
         await house.intake.receive(inbound(f"part {number}", event=f"b{number}"))
     house.engine.hold.set()
@@ -247,9 +245,7 @@ async def test_a_broken_escalation_channel_does_not_keep_the_customer_waiting(ho
 async def test_a_claim_while_the_model_writes_drops_the_reply(house: House) -> None:
     house.engine.hold = asyncio.Event()
     await house.intake.receive(inbound("hello"))
-    async with asyncio.timeout(5):
-        while not any(name == "reply" for name, _ in house.engine.asked):  # noqa: ASYNC110 - looked at from outside
-            await asyncio.sleep(0.005)
+    await until(lambda: any(name == "reply" for name, _ in house.engine.asked))
     house.store.change_owner(1, OwnerEvent.CLAIM)
     house.engine.hold.set()
     await house.idle()
@@ -299,6 +295,18 @@ async def test_a_closing_desk_accepts_nothing_more(house: House) -> None:
     house.intake.close()
     with pytest.raises(Stopping):
         await house.intake.receive(inbound())
+    assert house.reader.load().jobs == 0
+
+
+async def test_what_is_being_answered_when_the_desk_stops_is_still_delivered(engine: Engine) -> None:
+    house = House(engine)
+    house.engine.hold = asyncio.Event()
+    async with working(house):
+        await house.intake.receive(inbound())
+        await until(lambda: any(name == "reply" for name, _ in house.engine.asked))
+        asyncio.get_running_loop().call_later(0.1, house.engine.hold.set)
+    house.writer.close()
+    assert house.telegram.said() == ["answer to: hello"]
     assert house.reader.load().jobs == 0
 
 

@@ -1,0 +1,207 @@
+"""What the fake Slack knows and answers, without a network: chats, messages and the methods of the Web API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Channel:
+    """A chat: a channel, or a direct message with one user (id "D" + user)."""
+
+    id: str
+    name: str
+    member: bool = True
+    private: bool = False
+    archived: bool = False
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def direct(self) -> bool:
+        return self.id.startswith("D")
+
+
+class Refused(Exception):
+    """Slack's {"ok": false}."""
+
+    def __init__(self, error: str, **fields: Any) -> None:
+        self.answer = {"ok": False, "error": error, **fields}
+
+
+# method -> (required parameters, optional ones); what frontdesk may use of the Web API
+METHODS: Mapping[str, tuple[set[str], set[str]]] = {
+    "apps.connections.open": (set(), set()),
+    "auth.test": (set(), set()),
+    "chat.postMessage": (
+        {"channel", "text"},
+        {"thread_ts", "metadata", "unfurl_links", "unfurl_media", "mrkdwn", "parse", "link_names", "reply_broadcast"},
+    ),
+    "chat.update": ({"channel", "ts", "text"}, {"metadata", "parse", "link_names"}),
+    "conversations.history": (
+        {"channel"},
+        {"cursor", "limit", "oldest", "latest", "inclusive", "include_all_metadata"},
+    ),
+    "conversations.info": ({"channel"}, {"include_locale", "include_num_members"}),
+    "conversations.replies": (
+        {"channel", "ts"},
+        {"cursor", "limit", "oldest", "latest", "inclusive", "include_all_metadata"},
+    ),
+    "users.conversations": (set(), {"cursor", "limit", "types", "exclude_archived", "user", "team_id"}),
+    "assistant.threads.setStatus": ({"channel_id", "thread_ts", "status"}, {"loading_messages"}),
+}
+PAGE = 100
+
+
+class Workspace:
+    """The state; answer() is the Web API on it."""
+
+    bot_user, bot_id = "U0BOT", "B0BOT"
+
+    def __init__(self, team: str) -> None:
+        self.team = team
+        self.channels: dict[str, Channel] = {}
+        self.statuses: list[dict[str, Any]] = []
+        self.violations: list[str] = []
+        self._last_ts = 0.0
+
+    def add_channel(
+        self, channel: str, name: str = "", *, member: bool = True, private: bool = False, archived: bool = False
+    ) -> Channel:
+        """A channel that people see; `member` tells whether the bot was invited."""
+        return self.channels.setdefault(channel, Channel(channel, name or channel.lower(), member, private, archived))
+
+    def say(self, channel: str, user: str, text: str, thread_ts: str = "", **more: Any) -> dict[str, Any]:
+        self._last_ts = max(time.time(), self._last_ts + 0.000_001)
+        said = {"user": user, "text": text, "ts": f"{self._last_ts:.6f}", "channel": channel, "team": self.team, **more}
+        if thread_ts:
+            said["thread_ts"] = thread_ts
+        self.add_channel(channel).messages.append(said)
+        return said
+
+    def _readable(self, channel: str) -> Channel:
+        found = self.channels.get(channel)
+        if found is None or (found.private and not found.member):
+            raise Refused("channel_not_found")
+        return found
+
+    def _writable(self, channel: str) -> Channel:
+        found = self._readable(channel)
+        if found.archived:
+            raise Refused("is_archived")
+        if not found.member:
+            raise Refused("not_in_channel")
+        return found
+
+    def by_bot(self, channel: str) -> list[dict[str, Any]]:
+        known = self.channels.get(channel)
+        return [message for message in known.messages if message["user"] == self.bot_user] if known else []
+
+    def answer(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        if method not in METHODS:
+            self.violations.append(f"unknown method {method}")
+            raise Refused("unknown_method")
+        required, optional = METHODS[method]
+        if missing := required - parameters.keys():
+            self.violations.append(f"{method} without {', '.join(sorted(missing))}")
+            raise Refused("invalid_arguments")
+        if unknown := parameters.keys() - required - optional:
+            self.violations.append(f"{method} does not know {', '.join(sorted(unknown))}")
+        handler: Callable[[dict[str, Any]], dict[str, Any]] = getattr(self, f"_{method.replace('.', '_')}")
+        return handler(parameters)
+
+    def _auth_test(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "team": "Fake",
+            "user": "frontdesk",
+            "team_id": self.team,
+            "user_id": self.bot_user,
+            "bot_id": self.bot_id,
+            "url": "https://fake.example/",
+        }
+
+    def _chat_postMessage(self, parameters: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
+        channel = self._writable(parameters["channel"])
+        thread = parameters.get("thread_ts", "")
+        if thread and all(message["ts"] != thread for message in channel.messages):
+            raise Refused("thread_not_found")
+        said = self.say(channel.id, self.bot_user, _sized(parameters, 40_000), thread, bot_id=self.bot_id)
+        said["metadata"] = parameters.get("metadata", {})
+        return {"channel": channel.id, "ts": said["ts"], "message": said}
+
+    def _chat_update(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        channel = self._writable(parameters["channel"])
+        for message in channel.messages:
+            if message["ts"] == parameters["ts"]:
+                if message["user"] != self.bot_user:
+                    raise Refused("cant_update_message")
+                message["text"] = _sized(parameters, 4_000)
+                return {"channel": channel.id, "ts": message["ts"], "text": message["text"]}
+        raise Refused("message_not_found")
+
+    def _conversations_history(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        channel = self._readable(parameters["channel"])
+        roots = [said for said in channel.messages if said.get("thread_ts", said["ts"]) == said["ts"]]
+        return _page(roots[::-1], parameters)
+
+    def _conversations_replies(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        channel, root = self._readable(parameters["channel"]), parameters["ts"]
+        thread = [said for said in channel.messages if root in (said["ts"], said.get("thread_ts"))]
+        if not thread:
+            raise Refused("thread_not_found")
+        return _page(thread, parameters)
+
+    def _conversations_info(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {"channel": _shown(self._readable(parameters["channel"]))}
+
+    def _users_conversations(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        kinds = parameters.get("types", "public_channel").split(",")
+        mine = [
+            _shown(channel)
+            for channel in self.channels.values()
+            if channel.member and not channel.direct and not (channel.archived and parameters.get("exclude_archived"))
+            if ("private_channel" if channel.private else "public_channel") in kinds
+        ]
+        return _paged("channels", mine, parameters)
+
+    def _assistant_threads_setStatus(self, parameters: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
+        self._writable(parameters["channel_id"])
+        self.statuses.append(parameters)
+        return {}
+
+
+def _sized(parameters: dict[str, Any], most: int) -> str:
+    text = str(parameters["text"])
+    if not text.strip():
+        raise Refused("no_text")
+    if len(text) > most:
+        raise Refused("msg_too_long")
+    return text
+
+
+def _shown(channel: Channel) -> dict[str, Any]:
+    return {
+        "id": channel.id,
+        "name": channel.name,
+        "is_im": channel.direct,
+        "is_private": channel.private,
+        "is_member": channel.member,
+        "is_archived": channel.archived,
+    }
+
+
+def _page(messages: list[dict[str, Any]], parameters: dict[str, Any]) -> dict[str, Any]:
+    oldest = float(parameters.get("oldest", 0))
+    shown = [{**said, "type": "message"} for said in messages if float(said["ts"]) > oldest]
+    if parameters.get("include_all_metadata") not in ("1", "true", True):
+        shown = [{key: value for key, value in said.items() if key != "metadata"} for said in shown]
+    return _paged("messages", shown, parameters)
+
+
+def _paged(key: str, items: list[dict[str, Any]], parameters: dict[str, Any]) -> dict[str, Any]:
+    start, limit = int(parameters.get("cursor") or 0), int(parameters.get("limit") or PAGE)
+    following = start + limit
+    cursor = str(following) if following < len(items) else ""
+    return {key: items[start:following], "has_more": bool(cursor), "response_metadata": {"next_cursor": cursor}}

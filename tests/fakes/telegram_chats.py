@@ -1,0 +1,153 @@
+"""What the Telegram of the tests holds: chats, what the bot wrote there, and the methods that read and change it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_MAX_TEXT = 4096
+
+Params = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Sent:
+    """A message of the bot."""
+
+    message_id: int
+    chat: int
+    text: str
+    thread: int | None
+    reply_to: int | None
+    params: Params
+    former: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Chat:
+    """A place, the bot's standing there, and the messages it holds, of people and of the bot."""
+
+    id: int
+    title: str
+    kind: str
+    bot_status: str
+    may_write: bool
+    messages: set[int] = field(default_factory=set)
+    topics: set[int] = field(default_factory=set)
+
+
+class Refused(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, status: int, description: str) -> None:
+        super().__init__(description)
+        self.status = status
+
+
+class Chats:
+    """The truth about chats. Methods of the Bot API take its parameters, and raise Refused."""
+
+    def __init__(self, bot_id: int, username: str) -> None:
+        self.bot_id, self.username = bot_id, username
+        self.chats: dict[int, Chat] = {}
+        self.blocked: set[int] = set()
+        self.actions: list[tuple[int, int | None, str]] = []
+        self.commands: dict[str, list[Params]] = {}
+        self._sent: list[Sent] = []
+        self._message_ids = itertools.count(1)
+
+    def sent(self, chat_id: int) -> list[Sent]:
+        """What the bot wrote in a chat, oldest first."""
+        return [message for message in self._sent if message.chat == chat_id]
+
+    def texts(self, chat_id: int) -> list[str]:
+        return [message.text for message in self.sent(chat_id)]
+
+    # -- methods: sending ------------------------------------------------------------------------
+
+    def send_message(self, params: Params) -> Params:
+        chat, text = self._writable(params), _checked(params["text"])
+        reply = params.get("reply_parameters", {})
+        if reply and reply["message_id"] not in chat.messages and not reply.get("allow_sending_without_reply"):
+            raise Refused(400, "Bad Request: message to be replied not found")
+        sent = Sent(
+            next(self._message_ids), chat.id, text, params.get("message_thread_id"), reply.get("message_id"), params
+        )
+        chat.messages.add(sent.message_id)
+        self._sent.append(sent)
+        return self._message(sent, chat)
+
+    def edit_message_text(self, params: Params) -> Params:
+        chat, text = self._writable(params), _checked(params["text"])
+        for sent in self.sent(chat.id):
+            if sent.message_id == params["message_id"]:
+                if sent.text == text:
+                    raise Refused(
+                        400, "Bad Request: message is not modified: specified new message content is the same"
+                    )
+                sent.former.append(sent.text)
+                sent.text = text
+                return self._message(sent, chat)
+        raise Refused(400, "Bad Request: message to edit not found")
+
+    def send_chat_action(self, params: Params) -> bool:
+        chat = self._writable(params)
+        self.actions.append((chat.id, params.get("message_thread_id"), params["action"]))
+        return True
+
+    def set_my_commands(self, params: Params) -> bool:
+        self.commands[params.get("language_code", "")] = params["commands"]
+        return True
+
+    def _writable(self, params: Params) -> Chat:
+        chat = self._known(params)
+        if chat.id in self.blocked:
+            raise Refused(403, "Forbidden: bot was blocked by the user")
+        if chat.bot_status in ("left", "kicked"):
+            raise Refused(403, f"Forbidden: bot is not a member of the {chat.kind} chat")
+        if not chat.may_write:
+            raise Refused(400, "Bad Request: not enough rights to send text messages to the chat")
+        if params.get("message_thread_id") not in (None, *chat.topics):
+            raise Refused(400, "Bad Request: message thread not found")
+        return chat
+
+    # -- methods: about chats --------------------------------------------------------------------
+
+    def _known(self, params: Params) -> Chat:
+        if params["chat_id"] not in self.chats:
+            raise Refused(400, "Bad Request: chat not found")
+        return self.chats[params["chat_id"]]
+
+    def get_chat(self, params: Params) -> Params:
+        chat = self._known(params)
+        rights = {} if chat.kind == "private" else {"permissions": {"cansend_messages": chat.may_write}}
+        return {**about(chat), **rights}
+
+    def get_chat_member(self, params: Params) -> Params:
+        chat = self._known(params)
+        rights = {"cansend_messages": chat.may_write} if chat.bot_status == "restricted" else {}
+        return {"user": self.me(), "status": chat.bot_status, **rights}
+
+    def me(self) -> Params:
+        return {"id": self.bot_id, "is_bot": True, "first_name": "Shop", "username": self.username}
+
+    def _message(self, sent: Sent, chat: Chat) -> Params:
+        about = {"chat": about(chat), "from": self.me(), "text": sent.text}
+        return {"message_id": sent.message_id, "date": int(time.time()), **about}
+
+
+def _checked(text: str) -> str:
+    """What Telegram makes of a text: trimmed, counted in UTF-16 code units."""
+    text = text.strip()
+    if not text:
+        raise Refused(400, "Bad Request: message text is empty")
+    if len(text.encode("utf-16-le")) // 2 > _MAX_TEXT:
+        raise Refused(400, "Bad Request: message is too long")
+    return text
+
+
+def about(chat: Chat) -> dict[str, Any]:
+    return {"id": chat.id, "type": chat.kind, "first_name" if chat.kind == "private" else "title": chat.title}
