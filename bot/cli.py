@@ -141,4 +141,4 @@ def slack_manifest() -> None:
     """Print the app manifest to paste at api.slack.com/apps."""
     from importlib.resources import files
 
-    typer.echo((files("adapters") / "slack-manifest.yaml").read_text(encoding="utf-8"))
+    typer.echo((files("adapters") / "slack_manifest.yaml").read_text(encoding="utf-8"))

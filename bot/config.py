@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,11 +17,21 @@ from bot.errors import ConfigError
 from bot.messages import Platform
 
 DEFAULT_MODEL = "Qwen/Qwen1.5-0.5B-Chat"
-DEFAULT_REVISION = "main"
+
+Text = Annotated[str, Field(min_length=1)]
+Url = Annotated[str, Field(pattern="^https?://")]
+
+_PLAIN = {
+    "model_type": "should be a section with keys of its own",
+    "tuple_type": 'should be a list of texts: ["one", "two"]',
+    "string_too_short": "should not be empty",
+    "string_pattern_mismatch": "should start with https:// or http://",
+}
+"""What pydantic says in the words of Python, in the words of config.toml."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class Business(_Section):
@@ -33,10 +43,10 @@ class Business(_Section):
 
 
 class EngineSection(_Section):
-    """The model and how it speaks."""
+    """The model and how it speaks. `revision` "" is the tested one of the default model, the newest of any other."""
 
-    model: str = DEFAULT_MODEL
-    revision: str = DEFAULT_REVISION
+    model: Text = DEFAULT_MODEL
+    revision: str = ""
     context_tokens: int = Field(default=1024, ge=128, le=32_768)
     max_new_tokens: int = Field(default=128, ge=1, le=2_048)
     temperature: float = Field(default=0.7, ge=0, le=2)
@@ -49,7 +59,7 @@ class EngineSection(_Section):
 class SentimentSection(_Section):
     """The words the model answers with when it reads a mood."""
 
-    labels: tuple[str, ...] = ("正面", "负面")
+    labels: tuple[Text, ...] = ("正面", "负面")
     negative: str = "负面"
 
     @model_validator(mode="after")
@@ -57,7 +67,7 @@ class SentimentSection(_Section):
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ValueError("labels needs at least two different words")
         if self.negative not in self.labels:
-            raise ValueError("negative must be one of labels")
+            raise ValueError(f"negative must be one of labels: {', '.join(self.labels)}")
         return self
 
 
@@ -66,7 +76,7 @@ class EscalationSection(_Section):
 
     channel: str = ""
     threshold: float = Field(default=0.8, gt=0, le=1)
-    keywords: tuple[str, ...] = ("人工", "真人", "human", "agent")
+    keywords: tuple[Text, ...] = ("人工", "真人", "human", "agent")
 
     @field_validator("channel")
     @classmethod
@@ -79,19 +89,19 @@ class EscalationSection(_Section):
 
 class TelegramSection(_Section):
     enabled: bool = False
-    api_url: str = "https://api.telegram.org"
+    api_url: Url = "https://api.telegram.org"
 
 
 class SlackSection(_Section):
     enabled: bool = False
-    api_url: str = "https://slack.com/api/"
+    api_url: Url = "https://slack.com/api/"
 
 
 class WebSection(_Section):
     """The chat page and the /health and /metrics routes; `enabled` is the page, the routes are always there."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65_535)
     user: str = "frontdesk"
 
@@ -164,30 +174,56 @@ class Settings(_Section):
 def load(path: Path) -> Settings:
     """Read `path`, the environment and .env. A relative SQLite file or model directory is taken from the file's folder.
 
-    Raises ConfigError with the key's name and what is allowed.
+    Raises ConfigError with the key's name and what is allowed, and when a platform lacks its token.
     """
+    settings = load_without_tokens(path)
+    if missing := missing_tokens(settings):
+        raise ConfigError(f"{path}: {'; '.join(missing)}")
+    return settings
+
+
+def load_without_tokens(path: Path) -> Settings:
+    """The same for who looks after missing tokens itself."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors add a byte order mark
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist: run `frontdesk init` to write it, or name one with --config"
         ) from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
-    secrets = Secrets(_env_file=path.parent / ".env")
-    return _anchored(parse(document, secrets, source=str(path)), path.parent)
+    return _anchored(parse(document, read_secrets(path), source=str(path)), path.parent)
+
+
+def read_secrets(path: Path) -> Secrets:
+    """The environment's tokens, and those of the .env beside the config file `path`. Raises ConfigError."""
+    file = path.parent / ".env"
+    try:
+        return Secrets(_env_file=file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
 
 
 def parse(document: Mapping[str, Any], secrets: Secrets, *, source: str = "config.toml") -> Settings:
-    """Validate a parsed document together with the secrets. Raises ConfigError."""
+    """Validate a parsed document; whether tokens are missing is another question. Raises ConfigError."""
     _refuse_secrets(document, source)
     try:
         settings = Settings.model_validate({**document, "secrets": secrets})
     except ValidationError as error:
         raise ConfigError(f"{source}: {_sentence(error)}") from None
-    _refuse_missing_tokens(settings, source)
     _refuse_channel_without_platform(settings, source)
     return settings
+
+
+def missing_tokens(settings: Settings) -> list[str]:
+    """One sentence for each token that an enabled platform lacks."""
+    needed = [name for name in Secrets.model_fields if name != "web_password"]
+    return [
+        f"{section}.enabled is true but FRONTDESK_{name.upper()} is not set: put it in the environment or in .env"
+        for name in needed
+        if getattr(settings, section := name.partition("_")[0]).enabled
+        and not getattr(settings.secrets, name).get_secret_value()
+    ]
 
 
 def _refuse_secrets(document: Mapping[str, Any], source: str) -> None:
@@ -204,14 +240,15 @@ def _refuse_secrets(document: Mapping[str, Any], source: str) -> None:
 
 
 def _sentence(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            problems.append(f"{key} is not a known key (known: {', '.join(_siblings(item['loc']))})")
-        else:
-            problems.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
-    return "; ".join(problems)
+    return "; ".join(_problem(item["type"], item["loc"], item["msg"]) for item in error.errors())
+
+
+def _problem(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        return f"{key} is not a known key (known: {', '.join(_siblings(location))})"
+    plain = _PLAIN.get(kind, message.removeprefix("Value error, ").removeprefix("Input "))
+    return f"{key}: {plain}"
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
@@ -219,18 +256,6 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         model = model.model_fields[part].annotation
     return [name for name in model.model_fields if name != "secrets"]
-
-
-def _refuse_missing_tokens(settings: Settings, source: str) -> None:
-    for name in Secrets.model_fields:
-        section = name.partition("_")[0]
-        if section == "web" or not getattr(settings, section).enabled:
-            continue
-        if not getattr(settings.secrets, name).get_secret_value():
-            raise ConfigError(
-                f"{source}: {section}.enabled is true but FRONTDESK_{name.upper()} is not set: "
-                "put it in the environment or in .env"
-            )
 
 
 def _refuse_channel_without_platform(settings: Settings, source: str) -> None:

@@ -34,7 +34,7 @@ def languages() -> dict[str, Language]:
 
 
 def say(key: str, language: str, **fields: object) -> str:
-    """The sentence `key` in `language` (English where there is no such language). Fields it does not use are ignored."""
+    """The sentence `key` in `language`, English where there is no such language. Fields it does not use are ignored."""
     template = languages().get(language, languages()[DEFAULT]).sentences[key]
     return re.sub(r"\[([^]]*)\]", lambda part: _kept(part[1], fields), template).format(**fields)
 

@@ -49,7 +49,8 @@ class Fault:
     """One broken answer. `done` tells whether the call has its effect all the same.
 
     Fault(error="is_archived"), Fault(retry_after=7), Fault(status=500), Fault(reset=True), Fault(silent=True),
-    Fault(reset=True, done=True) ...; `fields` go into the answer beside `error`.
+    Fault(reset=True, done=True) ...; `fields` go into the answer beside `error`;
+    `content_type` is that of an answer without an error code.
     """
 
     error: str = ""
@@ -58,6 +59,7 @@ class Fault:
     reset: bool = False
     silent: bool = False
     done: bool = False
+    content_type: str = "text/html"
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -90,7 +92,7 @@ class FakeSlack(Workspace):
         super().__init__(team)
         self.bot_token, self.app_token, self.scopes = bot_token, app_token, scopes
         self.alive_tokens = {bot_token, app_token}
-        self.refuse_sockets = 0
+        self.refuse_sockets = self.connections = 0
         self.events: list[Event] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.port = 0
@@ -170,8 +172,13 @@ class FakeSlack(Workspace):
 
     # -- what tests look at ------------------------------------------------------------------------
 
-    async def connected(self, sockets: int = 1) -> None:
-        await self._until(lambda: len(self._open()) >= sockets)
+    async def connected(self, times: int = 1) -> None:
+        """A socket is open, and it is at least the `times`-th in all (2: the app came back)."""
+        await self._until(lambda: self.connections >= times and self.is_connected)
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._open())
 
     async def acked(self, event: Event) -> None:
         await self._until(lambda: bool(event.acks))
@@ -214,6 +221,7 @@ class FakeSlack(Workspace):
         await socket.prepare(request)
         await socket.send_json({"type": "hello", "num_connections": 1, "connection_info": {"app_id": "A0FAKE"}})
         self._sockets.append(link := (socket, request.transport))
+        self.connections += 1
         for event in [event for event in self.events if not event.acks]:
             await self._tell(event)
         async for message in socket:
@@ -305,4 +313,4 @@ def _broken(request: web.Request, fault: Fault) -> web.StreamResponse:
         return web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers=headers)
     if fault.error:
         return web.json_response({"ok": False, "error": fault.error, **fault.fields}, status=fault.status)
-    return web.Response(status=fault.status, text="<html>broken</html>", content_type="text/html")
+    return web.Response(status=fault.status, text="<html>broken</html>", content_type=fault.content_type)

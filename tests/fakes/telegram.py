@@ -255,7 +255,9 @@ class FakeTelegram(Chats):
 
     def _confirm(self, offset: int | None) -> None:
         self.offsets.append(offset)
-        if offset is not None and offset <= self._newest + _QUEUE_SLACK:
+        if offset is not None and offset < 0:
+            self.pending = self.pending[offset:]  # counts from the end; what is before that is lost
+        elif offset is not None and offset <= self._newest + _QUEUE_SLACK:
             self.pending = [update for update in self.pending if not _before(update, offset)]
 
     def _set_webhook(self, params: Params) -> bool:

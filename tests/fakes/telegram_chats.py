@@ -71,11 +71,10 @@ class Chats:
     def send_message(self, params: Params) -> Params:
         chat, text = self._writable(params), _checked(params["text"])
         reply = params.get("reply_parameters", {})
-        if reply and reply["message_id"] not in chat.messages and not reply.get("allow_sending_without_reply"):
+        found = reply.get("message_id") if reply.get("message_id") in chat.messages else None
+        if reply and not found and not reply.get("allow_sending_without_reply"):
             raise Refused(400, "Bad Request: message to be replied not found")
-        sent = Sent(
-            next(self._message_ids), chat.id, text, params.get("message_thread_id"), reply.get("message_id"), params
-        )
+        sent = Sent(next(self._message_ids), chat.id, text, params.get("message_thread_id"), found, params)
         chat.messages.add(sent.message_id)
         self._sent.append(sent)
         return self._message(sent, chat)
@@ -85,9 +84,7 @@ class Chats:
         for sent in self.sent(chat.id):
             if sent.message_id == params["message_id"]:
                 if sent.text == text:
-                    raise Refused(
-                        400, "Bad Request: message is not modified: specified new message content is the same"
-                    )
+                    raise Refused(400, "Bad Request: message is not modified: the new content is the same")
                 sent.former.append(sent.text)
                 sent.text = text
                 return self._message(sent, chat)
@@ -123,20 +120,20 @@ class Chats:
 
     def get_chat(self, params: Params) -> Params:
         chat = self._known(params)
-        rights = {} if chat.kind == "private" else {"permissions": {"cansend_messages": chat.may_write}}
+        rights = {} if chat.kind == "private" else {"permissions": {"can_send_messages": chat.may_write}}
         return {**about(chat), **rights}
 
     def get_chat_member(self, params: Params) -> Params:
         chat = self._known(params)
-        rights = {"cansend_messages": chat.may_write} if chat.bot_status == "restricted" else {}
+        rights = {"can_send_messages": chat.may_write} if chat.bot_status == "restricted" else {}
         return {"user": self.me(), "status": chat.bot_status, **rights}
 
     def me(self) -> Params:
         return {"id": self.bot_id, "is_bot": True, "first_name": "Shop", "username": self.username}
 
     def _message(self, sent: Sent, chat: Chat) -> Params:
-        about = {"chat": about(chat), "from": self.me(), "text": sent.text}
-        return {"message_id": sent.message_id, "date": int(time.time()), **about}
+        now, place = int(time.time()), about(chat)
+        return {"message_id": sent.message_id, "date": now, "chat": place, "from": self.me(), "text": sent.text}
 
 
 def _checked(text: str) -> str:
@@ -150,4 +147,5 @@ def _checked(text: str) -> str:
 
 
 def about(chat: Chat) -> dict[str, Any]:
+    """Telegram's Chat, as far as bots of this kind look."""
     return {"id": chat.id, "type": chat.kind, "first_name" if chat.kind == "private" else "title": chat.title}

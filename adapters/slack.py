@@ -1,0 +1,393 @@
+"""Slack: Events API envelopes over Socket Mode come in, chat.postMessage goes out.
+
+Bolt (1.30) acknowledges some events that nobody has stored: the bot's own, and every event while auth.test fails. So
+`before_authorize` hands them to the inbox, ahead of all that. What is not acknowledged, Slack delivers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import aiohttp
+import structlog
+from slack_bolt.adapter.socket_mode.async_handler import AsyncSocketModeHandler
+from slack_bolt.app.async_app import AsyncApp
+from slack_bolt.request.async_request import AsyncBoltRequest
+from slack_bolt.response import BoltResponse
+from slack_sdk.errors import SlackApiError
+from slack_sdk.socket_mode.aiohttp import SocketModeClient
+from slack_sdk.socket_mode.request import SocketModeRequest
+from slack_sdk.web.async_client import AsyncWebClient
+from slack_sdk.web.async_slack_response import AsyncSlackResponse
+
+from adapters.slack_events import ident, mapping, to_inbound
+from adapters.text import split as cut
+from bot.errors import ConfigError, DatabaseUnavailable, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
+from bot.messages import (
+    Check,
+    Delivery,
+    Dropped,
+    InboundMessage,
+    Inbox,
+    OutboundKind,
+    OutboundMessage,
+    Platform,
+    Preview,
+)
+
+log = structlog.get_logger(__name__)
+
+MAX_CHARS = 4_000
+"""Of one message, after escaping: Slack's advice for chat.postMessage, and the most that chat.update takes."""
+ANSWER_S = 15
+"""How long an answer of the Web API is waited for."""
+PING_S = 10.0
+"""Between pings of the socket; also the library's pause between attempts to connect."""
+WATCH_S = 1.0
+LAST_ACKS_S = CLOSE_S = 2.0
+"""For events that are being stored while the adapter is cancelled, and then for the socket to say goodbye."""
+LOOK_BACK_S = 2 * 86_400.0
+"""How far back a message that may have been sent is looked for; nothing is retried for longer."""
+PAGE, MAX_PAGES = 200, 20
+
+OUTBOUND = "frontdesk_outbound"
+"""The event_type of the metadata that carries our id."""
+_CHANNELS = {f"{kind}:{right}" for kind in ("channels", "groups") for right in ("history", "read")}
+SCOPES = frozenset({"app_mentions:read", "chat:write", "im:history"} | _CHANNELS)
+"""Of the bot token; docs/slack.md gives each its reason, slack_manifest.yaml asks for them."""
+
+# -- what Slack's answers mean ---------------------------------------------------------------------
+
+_REFUSALS = {
+    "account_inactive": "the app was removed from the workspace: install it again and copy the new token",
+    "cant_update_message": "the message is not the bot's own",
+    "channel_not_found": "check the channel's id, and invite the bot if the channel is private",
+    "invalid_auth": "the token is wrong: copy it again from the app's page at api.slack.com/apps",
+    "is_archived": "unarchive the channel or choose another one",
+    "message_not_found": "the message was deleted",
+    "messages_tab_disabled": "turn the Messages tab on under App Home on the app's page at api.slack.com/apps",
+    "missing_scope": "update the app's manifest and install it again",
+    "msg_too_long": f"Slack takes {MAX_CHARS} characters at most",
+    "not_allowed_token_type": "the bot token starts with xoxb-, the app-level token with xapp-",
+    "not_authed": "no token was given",
+    "not_in_channel": "invite the bot: write /invite @frontdesk in the channel",
+    "restricted_action": "the workspace does not let the bot write there: ask its administrator",
+    "thread_not_found": "the thread was deleted",
+    "token_expired": "copy the new token from the app's page at api.slack.com/apps and turn token rotation off",
+    "token_revoked": "install the app again and copy the new token",
+}
+_NOT_NOW = ("ratelimited", "rate_limited", "request_timeout", "service_unavailable", "team_added_to_org")
+_PERHAPS_DONE = ("fatal_error", "internal_error")  # "some aspect of the operation" may have succeeded
+
+
+@contextlib.contextmanager
+def _verdicts(what: str) -> Iterator[None]:
+    """Turn what the client raises into DeliveryError; `what` was asked of Slack, for the sentence."""
+    try:
+        yield
+    except SlackApiError as error:
+        raise _verdict(error.response, what) from None
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as error:
+        raise RetryLater(f"Slack cannot be reached: {type(error).__name__}") from None
+    except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+        raise OutcomeUnknown(f"Slack did not answer about {what}: {type(error).__name__}") from None
+    except (AttributeError, ValueError):  # the library's, over an answer that is no JSON object
+        raise OutcomeUnknown(f"Slack's answer about {what} cannot be read") from None
+
+
+def _verdict(response: Any, what: str) -> DeliveryError:
+    """`response` is the library's, or aiohttp's own where the body was no JSON.
+
+    A 5xx counts as unknown, not as refused: Slack says of its internal errors that the operation may have been done,
+    and it can be asked.
+    """
+    status = int(getattr(response, "status_code", 0) or getattr(response, "status", 0))
+    data = response.data if isinstance(getattr(response, "data", None), dict) else {}
+    code = str(data.get("error", f"HTTP {status}"))
+    if status == 429 or code in _NOT_NOW:
+        return RetryLater(f"Slack asks to wait: {code}", _seconds(response.headers.get("Retry-After")))
+    if status >= 500 or code in _PERHAPS_DONE or (status < 400 and "error" not in data):
+        return OutcomeUnknown(f"Slack failed on {what}: {code}")
+    advice = f"docs.slack.dev explains {code}" if "error" in data else "was it Slack? Look at slack.api_url"
+    scope = f" (the scope {data['needed']} is missing)" if data.get("needed") else ""
+    return Undeliverable(f"Slack refused {what}: {code}{scope}; {_REFUSALS.get(code, advice)}")
+
+
+def _seconds(header: str | None) -> float | None:
+    return float(header) if header and header.isdecimal() else None
+
+
+# -- the adapter -----------------------------------------------------------------------------------
+
+
+def escape(words: str) -> str:
+    """So that no text can raise <!channel>, mention anybody or hide where a link goes."""
+    return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+class _Quiet(logging.Filter):
+    """The library's complaints without socket addresses, which let anybody in, or a traceback for each lost try."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = re.sub(r"wss?://[^\s']+", "[socket]", record.getMessage()), ()
+        if record.exc_info and isinstance(record.exc_info[1], (OSError, aiohttp.ClientError, SlackApiError)):
+            record.exc_info = None
+        return True
+
+
+_library = logging.getLogger("slack_sdk.frontdesk")
+_library.setLevel(logging.WARNING)  # at DEBUG it prints every message
+_library.addFilter(_Quiet())
+
+
+def _client(token: str, api_url: str) -> AsyncWebClient:
+    # retry_handlers: without the empty list the library itself sends again after a reset, and so perhaps twice
+    return AsyncWebClient(token, api_url, ANSWER_S, logger=_library, retry_handlers=[])
+
+
+class SlackAdapter:
+    """One workspace, over Socket Mode."""
+
+    platform = Platform.SLACK
+    asks_first = True
+
+    def __init__(self, bot_token: str, app_token: str, api_url: str = AsyncWebClient.BASE_URL) -> None:
+        self._app_token = app_token
+        self._client = _client(bot_token, api_url)
+        self._contact: float | None = None
+        self._storing: set[asyncio.Task[Any]] = set()
+
+    @property
+    def last_contact(self) -> float | None:
+        return self._contact
+
+    async def run(self, inbox: Inbox) -> None:
+        app = await self._app(inbox)
+        opener = _Opener(base_url=self._client.base_url, timeout=ANSWER_S, logger=_library, retry_handlers=[])
+        client = _Handler(app, self._app_token, _library, opener, ping_interval=PING_S).client
+        connecting = asyncio.create_task(client.connect())  # type: ignore[no-untyped-call]  # the library's
+        try:
+            await self._watch(client, opener)
+        finally:
+            await self._close(client, connecting)
+
+    async def _app(self, inbox: Inbox) -> AsyncApp:
+        who = await self._introduce()
+        account, bot_user_id = ident(who.data, "team_id"), ident(who.data, "user_id")
+
+        async def receive(body: dict[str, Any]) -> BoltResponse:
+            if task := asyncio.current_task():
+                self._storing.add(task)
+                task.add_done_callback(self._storing.discard)
+            return await _store(inbox, to_inbound(body, account, bot_user_id))
+
+        return AsyncApp(
+            client=self._client,
+            name="slack_bolt",
+            logger=_library,
+            process_before_response=True,
+            before_authorize=receive,
+            request_verification_enabled=False,  # for HTTP only: nobody but Slack writes to the socket
+            ssl_check_enabled=False,
+        )
+
+    async def _introduce(self) -> AsyncSlackResponse:
+        """Who we are, once Slack answers. Raises ConfigError when it refuses the token."""
+        wait = 1.0
+        while True:
+            try:
+                with _verdicts("the bot token"):
+                    return await self._client.auth_test()
+            except Undeliverable as error:
+                raise ConfigError(str(error)) from None
+            except (RetryLater, OutcomeUnknown) as error:
+                log.warning("waiting for slack", error=str(error), seconds=wait)
+                await asyncio.sleep(getattr(error, "after", None) or wait)
+                wait = min(2 * wait, 60.0)
+
+    async def _watch(self, client: SocketModeClient, opener: _Opener) -> None:
+        connected = False
+        while not opener.refusal:
+            if connected != (connected := await client.is_connected()):
+                log.info("connected" if connected else "disconnected", platform=self.platform)
+            if connected:
+                self._contact = time.time()
+            else:
+                client.wss_uri = None  # good for one attempt, but the library tries the same one for ever
+            await asyncio.sleep(WATCH_S)
+        raise ConfigError(opener.refusal)
+
+    async def _close(self, client: SocketModeClient, connecting: asyncio.Task[None]) -> None:
+        if self._storing:
+            await asyncio.wait(self._storing, timeout=LAST_ACKS_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await client.close()  # type: ignore[no-untyped-call]  # the library's
+        tasks = {connecting, client.message_processor, client.current_session_monitor, client.message_receiver}
+        rest = [task for task in tasks | self._storing if task is not None]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        await client.aiohttp_client_session.close()
+
+    async def send(self, message: OutboundMessage) -> Delivery:
+        """Raises RetryLater, OutcomeUnknown, Undeliverable."""
+        if message.maybe_sent and not message.edits and (found := await self._find(message)):
+            return Delivery(found)
+        with _verdicts(f"the message to {message.address.chat}"):
+            answer = await self._write(message)
+        self._contact = time.time()
+        return Delivery(ident(answer.data, "ts"))
+
+    async def _write(self, message: OutboundMessage) -> AsyncSlackResponse:
+        words = escape(message.text)
+        if message.kind is OutboundKind.CARD:
+            words = re.sub("^(.+)", r"*\1*", words, count=1)
+        if message.edits:
+            return await self._client.chat_update(channel=message.address.chat, ts=message.edits, text=words)
+        return await self._client.chat_postMessage(
+            channel=message.address.chat,
+            text=words,
+            thread_ts=_thread(message),
+            unfurl_links=False,
+            unfurl_media=False,
+            metadata={"event_type": OUTBOUND, "event_payload": {"id": message.id}},
+        )
+
+    async def _find(self, message: OutboundMessage) -> str:
+        """The ts under which Slack has `message`, "" when it has not. Nothing is sent, so nothing becomes unknown."""
+        cursor = None
+        for _ in range(MAX_PAGES):
+            try:
+                with _verdicts(f"the last messages of {message.address.chat}"):
+                    page = await self._page(message, cursor)
+            except OutcomeUnknown as error:
+                raise RetryLater(str(error)) from None
+            for said in page["messages"] or []:
+                if mapping(mapping(said, "metadata"), "event_payload").get("id") == message.id:
+                    return ident(said, "ts")
+            cursor = mapping(page.data, "response_metadata").get("next_cursor")
+            if not cursor:
+                break
+        return ""
+
+    async def _page(self, message: OutboundMessage, cursor: str | None) -> AsyncSlackResponse:
+        channel, oldest = message.address.chat, str(time.time() - LOOK_BACK_S)
+        if thread := _thread(message):
+            return await self._client.conversations_replies(
+                channel=channel, ts=thread, oldest=oldest, limit=PAGE, cursor=cursor, include_all_metadata=True
+            )
+        return await self._client.conversations_history(
+            channel=channel, oldest=oldest, limit=PAGE, cursor=cursor, include_all_metadata=True
+        )
+
+    async def preview(self, preview: Preview) -> None:
+        """Nothing yet: Slack shows a status only in threads of an assistant."""
+
+    def split(self, text: str) -> Sequence[str]:
+        return cut(text, MAX_CHARS, lambda part: len(escape(part)))
+
+
+def _thread(message: OutboundMessage) -> str | None:
+    return message.reply_to or message.address.thread or None
+
+
+async def _store(inbox: Inbox, event: InboundMessage | Dropped) -> BoltResponse:
+    try:
+        await inbox.receive(event)
+    except DatabaseUnavailable as error:
+        log.warning("not stored, so not acknowledged", platform=Platform.SLACK, error=str(error))
+        return BoltResponse(status=503)
+    return BoltResponse(status=200)
+
+
+class _Handler(AsyncSocketModeHandler):
+    """Bolt's, except that a payload which Bolt cannot read is dropped by us instead of coming back."""
+
+    async def handle(self, client: SocketModeClient, req: SocketModeRequest) -> None:  # type: ignore[override]  # Bolt's own
+        try:
+            AsyncBoltRequest(body=req.payload, mode="socket_mode")
+        except Exception:  # it reads tenant and user without looking: any junk raises anything
+            req.payload = {}
+        await super().handle(client, req)
+
+
+class _Opener(AsyncWebClient):
+    """Asks for the socket's address. The library asks for ever; `refusal` is what only a person can mend."""
+
+    refusal = ""
+
+    async def apps_connections_open(self, *, app_token: str, **kwargs: Any) -> AsyncSlackResponse:
+        try:
+            return await super().apps_connections_open(app_token=app_token, **kwargs)
+        except SlackApiError as error:
+            verdict = _verdict(error.response, "the app-level token")
+            if isinstance(verdict, Undeliverable):
+                self.refusal = str(verdict)
+            raise
+
+
+# -- for `frontdesk init` and `frontdesk doctor` ---------------------------------------------------
+
+
+async def check(bot_token: str, app_token: str, api_url: str, channel: str | None) -> list[Check]:
+    """Both tokens, the scopes, and (a channel id) whether the bot may write there."""
+    bot, app = _client(bot_token, api_url), _client(app_token, api_url)
+    checks = [
+        await _check("Slack bot token", bot.auth_test(), _scopes),
+        await _check("Slack app-level token", app.apps_connections_open(app_token=app_token), lambda _: (True, "")),
+    ]
+    if channel:
+        checks.append(await _check("Slack channel", bot.conversations_info(channel=channel), _membership))
+    return checks
+
+
+async def _check(
+    what: str, call: Awaitable[AsyncSlackResponse], judge: Callable[[AsyncSlackResponse], tuple[bool, str]]
+) -> Check:
+    try:
+        with _verdicts(f"the {what}"):
+            answer = await call
+    except DeliveryError as error:
+        return Check(what, False, str(error))
+    return Check(what, *judge(answer))
+
+
+def _scopes(who: AsyncSlackResponse) -> tuple[bool, str]:
+    if not who.get("bot_id"):
+        return False, "this is a person's token: the bot token starts with xoxb-"
+    granted = who.headers.get("x-oauth-scopes")
+    missing = SCOPES - set(granted.split(",")) if granted else ()
+    if missing:
+        return False, f"scopes missing: {', '.join(sorted(missing))}; update the app's manifest and install it again"
+    return True, f"{who.get('user')} in {who.get('team')}"
+
+
+def _membership(answer: AsyncSlackResponse) -> tuple[bool, str]:
+    channel = mapping(answer.data, "channel")
+    name = f"#{channel.get('name')}"
+    if channel.get("is_archived"):
+        return False, f"{name} is archived: {_REFUSALS['is_archived']}"
+    if not channel.get("is_member"):
+        return False, f"the bot is not in {name}: {_REFUSALS['not_in_channel']}"
+    return True, name
+
+
+async def find_channels(bot_token: str, api_url: str) -> list[tuple[str, str]]:
+    """(id, name) of each channel the bot was invited to; needs channels:read and groups:read. Raises ConfigError."""
+    found: list[tuple[str, str]] = []
+    kinds = "public_channel,private_channel"
+    try:
+        with _verdicts("the list of channels"):
+            client = _client(bot_token, api_url)
+            async for page in await client.users_conversations(types=kinds, exclude_archived=True, limit=PAGE):
+                found += [(ident(channel, "id"), str(channel.get("name"))) for channel in page["channels"]]
+    except DeliveryError as error:
+        raise ConfigError(str(error)) from None
+    return found

@@ -1,0 +1,150 @@
+"""What Telegram's updates mean to us: pure functions on its JSON, which may hold anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from bot.messages import Address, Customer, Dropped, InboundKind, InboundMessage, Platform
+
+COMMANDS: Mapping[str | None, Mapping[str, str]] = {
+    None: {"start": "Say hello", "help": "What I can do", "human": "Talk to a person"},
+    "zh": {"start": "打个招呼", "help": "我能做什么", "human": "转人工"},
+}
+"""The menu, by language code; None is for every other language."""
+_HERE = "here"
+"""The command that shows us the escalation group."""
+_COMMAND = re.compile(r"/(\w{1,32})(?:@(\w+))?(?:\s|$)", re.ASCII)
+GROUPS = ("group", "supergroup")
+_OTHER_UPDATES = {
+    "edited_message": "edited message",
+    "channel_post": "channel post",
+    "edited_channel_post": "channel post",
+}
+_MEDIA = (
+    *("live_photo", "photo", "voice", "audio", "video", "video_note", "animation", "document", "sticker"),
+    *("venue", "location", "contact", "poll", "checklist", "dice", "game", "story", "paid_media", "rich_message"),
+)
+"""The more telling name first: an animation comes as a document too, a venue as a location, a live photo as a photo."""
+
+
+def to_inbound(update: object, account: str, bot_username: str) -> InboundMessage | Dropped:
+    """One element of getUpdates, whatever it holds; never raises.
+
+    The event is named by chat and message, not by update_id: Telegram starts again at a random update_id after a quiet
+    week, and a number met twice would look like a redelivery. `cursor` is the update_id, None only when there is none.
+    """
+    cursor, message = _whole(update, "update_id"), _table(update, "message")
+    reason = _unusable(update, message) or _not_for_us(message, account, bot_username)
+    if reason:
+        return Dropped(Platform.TELEGRAM, account, reason, cursor=cursor)
+    chat, message_id = str(_whole(_table(message, "chat"), "id")), str(_whole(message, "message_id"))
+    kind, text = _content(message)
+    private = not _in_group(message)
+    return InboundMessage(
+        address=Address(Platform.TELEGRAM, account, chat, _thread(message)),
+        customer=_customer(_table(message, "from")),
+        event_id=f"{chat}:{message_id}",
+        text=text,
+        kind=kind,
+        reply_to="" if private else message_id,
+        cursor=cursor,
+        private=private,
+    )
+
+
+def find_here(updates: Sequence[object], bot_username: str) -> tuple[str, str] | None:
+    """Id and title of the group where /here was written last, None if nowhere."""
+    for update in reversed(updates):
+        message = _table(update, "message")
+        chat, (name, target) = _table(message, "chat"), _command(message)
+        if _in_group(message) and name == _HERE and target in ("", bot_username.lower()):
+            return str(_whole(chat, "id")), _string(chat, "title")
+    return None
+
+
+def _unusable(update: object, message: Mapping[str, object]) -> str:
+    if _whole(update, "update_id") is None or not isinstance(update, Mapping):
+        return "malformed update"
+    if "message" not in update:
+        return next((reason for key, reason in _OTHER_UPDATES.items() if key in update), "unknown update type")
+    chat, sender = _table(message, "chat"), _table(message, "from")
+    if None in (_whole(message, "message_id"), _whole(chat, "id"), _whole(sender, "id")):
+        return "malformed message"
+    if sender.get("is_bot") or "sender_chat" in message:
+        return "not from a person"
+    if _string(chat, "type") not in ("private", *GROUPS):
+        return "not a chat with people"
+    return ""
+
+
+def _not_for_us(message: Mapping[str, object], account: str, username: str) -> str:
+    name, target = _command(message)
+    if target and target != username.lower():
+        return "command for another bot"
+    if not _content(message)[1]:
+        return "service message"
+    if not _in_group(message):
+        return ""
+    if name == _HERE:
+        return "set-up command"
+    ours = target or name in COMMANDS[None] or _mentions(message, username) or _answers(message, account)
+    return "" if ours else "not addressed to the bot"
+
+
+def _content(message: Mapping[str, object]) -> tuple[InboundKind, str]:
+    name, _ = _command(message)
+    if name in COMMANDS[None]:
+        return InboundKind.COMMAND, name
+    words = _string(message, "text") or _string(message, "caption")
+    if words:
+        return InboundKind.TEXT, words
+    return InboundKind.MEDIA, next((kind for kind in _MEDIA if message.get(kind)), "")
+
+
+def _command(message: Mapping[str, object]) -> tuple[str, str]:
+    """The command's name and the bot it is meant for, each "" when there is none."""
+    found = _COMMAND.match(_string(message, "text"))
+    return (found[1].lower(), (found[2] or "").lower()) if found else ("", "")
+
+
+def _mentions(message: Mapping[str, object], username: str) -> bool:
+    words = _string(message, "text") or _string(message, "caption")
+    return re.search(rf"(?<!\w)@{re.escape(username)}(?!\w)", words, re.IGNORECASE | re.ASCII) is not None
+
+
+def _answers(message: Mapping[str, object], account: str) -> bool:
+    return str(_whole(_table(_table(message, "reply_to_message"), "from"), "id")) == account
+
+
+def _in_group(message: Mapping[str, object]) -> bool:
+    return _string(_table(message, "chat"), "type") in GROUPS
+
+
+def _thread(message: Mapping[str, object]) -> str:
+    """The forum topic; outside of forums Telegram numbers reply chains, which are not places to write to."""
+    thread = _whole(message, "message_thread_id")
+    return str(thread) if thread is not None and message.get("is_topic_message") is True else ""
+
+
+def _customer(user: Mapping[str, object]) -> Customer:
+    name = f"{_string(user, 'first_name')} {_string(user, 'last_name')}".strip()
+    return Customer(str(_whole(user, "id")), name, _string(user, "language_code"))
+
+
+def _table(data: object, key: str) -> Mapping[str, object]:
+    value = data.get(key) if isinstance(data, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _string(data: Mapping[str, object], key: str) -> str:
+    value = data.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _whole(data: object, key: str) -> int | None:
+    """An integer that a database column holds, else None."""
+    value: object = data.get(key) if isinstance(data, Mapping) else None
+    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
+        return value
+    return None

@@ -1,0 +1,113 @@
+"""`frontdesk doctor`: looks at everything that must be well before customers write, and prints ticks and crosses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bot import log
+from bot.config import Settings, load_without_tokens, missing_tokens
+from bot.errors import FrontdeskError
+from bot.messages import Check, Platform
+from bot.store import database
+from engine import bundled, load
+
+
+def examine(config: Path) -> int:
+    """Print one line for each check. Returns 1 if any is a cross."""
+    console = Console(highlight=False)
+    log.set_up("CRITICAL", "console", ())  # what the checks find is printed, not logged
+    try:
+        settings = load_without_tokens(config)
+    except FrontdeskError as error:
+        print_checks(console, [Check("settings", False, str(error))])
+        return 1
+    checks = [Check("settings", True, str(config)), *_checks(settings)]
+    print_checks(console, checks, settings.secrets.values())
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def print_checks(console: Console, checks: Sequence[Check], secrets: Sequence[str] = ()) -> None:
+    """A tick or a cross for each, without the `secrets`, whatever a platform chose to answer."""
+    table = Table.grid(padding=(0, 1))
+    for check in checks:
+        mark = Text("✓", "green") if check.ok else Text("✗", "red")
+        table.add_row(mark, Text(_hidden(check.what, secrets)), Text(_hidden(check.detail, secrets)))
+    console.print(table)
+
+
+def _hidden(text: str, secrets: Sequence[str]) -> str:
+    for secret in filter(None, secrets):
+        text = text.replace(secret, log.HIDDEN)
+    return text
+
+
+def _checks(settings: Settings) -> Iterator[Check]:
+    yield from (Check("tokens", False, sentence) for sentence in missing_tokens(settings))
+    yield _database(settings.database.url)
+    yield _model(settings.engine.model, settings.engine.revision)
+    yield from _telegram(settings)
+    yield from _slack(settings)
+    if not settings.escalation.channel:
+        yield Check("escalation", False, "escalation.channel is empty, so no human is ever called: `frontdesk init`")
+
+
+def _database(url: str) -> Check:
+    driver, file = database.driver(), database.file_of(url)
+    version = f"SQLite {driver.sqlite_version} ({driver.__name__.partition('.')[0]})"
+    if not file.exists():
+        return Check("database", True, f"{version}; {file} is made at the first start")
+    try:
+        pending = database.pending_migrations(url)
+    except FrontdeskError as error:
+        return Check("database", False, f"{version}; {error}")
+    return Check("database", True, f"{version}; {file}{', brought up to date at the next start' * pending}")
+
+
+def _model(model: str, revision: str) -> Check:
+    try:
+        path = load.resolve(model, revision)
+    except FrontdeskError as error:
+        return Check("model", False, str(error))
+    if path is None:
+        return Check("model", False, f"{model} is not on this disk: `frontdesk model pull` downloads it")
+    nature = "random weights, " * (model == load.BUNDLED and bundled.is_random())
+    return Check("model", True, f"{model}: {nature}{load.size_on_disk(path) / 1e6:,.0f} MB in {path}")
+
+
+def _telegram(settings: Settings) -> list[Check]:
+    token = settings.secrets.telegram_token.get_secret_value()
+    if not (settings.telegram.enabled and token):
+        return []
+    from adapters.telegram import check
+
+    return _asked("telegram", check(token, settings.telegram.api_url, _chat(settings, Platform.TELEGRAM)))
+
+
+def _slack(settings: Settings) -> list[Check]:
+    bot = settings.secrets.slack_bot_token.get_secret_value()
+    app = settings.secrets.slack_app_token.get_secret_value()
+    if not (settings.slack.enabled and bot and app):
+        return []
+    from adapters.slack import check
+
+    return _asked("slack", check(bot, app, settings.slack.api_url, _chat(settings, Platform.SLACK)))
+
+
+def _chat(settings: Settings, platform: Platform) -> str:
+    """The escalation channel when it is on `platform`, else ""."""
+    where, _, chat = settings.escalation.channel.partition(":")
+    return chat if where == platform else ""
+
+
+def _asked(platform: str, checks: Coroutine[Any, Any, list[Check]]) -> list[Check]:
+    try:
+        return asyncio.run(checks)
+    except FrontdeskError as error:
+        return [Check(platform, False, str(error))]

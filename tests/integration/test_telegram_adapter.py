@@ -1,0 +1,424 @@
+"""The Telegram adapter against a Telegram of our own: nothing is confirmed before it is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from adapters import telegram
+from adapters.telegram import TelegramAdapter, check, find_group
+from bot.errors import (
+    ConfigError,
+    DatabaseUnavailable,
+    DeliveryError,
+    Stopping,
+)
+from bot.messages import (
+    Address,
+    Dropped,
+    InboundKind,
+    InboundMessage,
+    OutboundKind,
+    OutboundMessage,
+    Platform,
+    Receipt,
+)
+from tests.conftest import until
+from tests.fakes.telegram import TOKEN, FakeTelegram, Fault
+
+BOT = TOKEN.partition(":")[0]
+CHAT, GROUP = 7, -100500
+
+
+class RecordingInbox:
+    """Keeps events in order and answers as the store would; `refuse` maps a text to the errors it meets on its way."""
+
+    def __init__(self) -> None:
+        self.events: list[InboundMessage | Dropped] = []
+        self.stored: int | None = None
+        self.refuse: dict[str, list[Exception]] = {}
+        self.attempts = 0
+
+    async def receive(self, event: InboundMessage | Dropped) -> Receipt:
+        self.attempts += 1
+        text = getattr(event, "text", "")
+        if self.refuse.get(text):
+            raise self.refuse[text].pop(0)
+        await asyncio.sleep(0)
+        self.stored = max(self.stored or 0, event.cursor or 0)
+        if event in self.events:
+            return Receipt.DUPLICATE
+        self.events.append(event)
+        return Receipt.DROPPED if isinstance(event, Dropped) else Receipt.ACCEPTED
+
+    async def cursor(self, platform: Platform, account: str) -> int | None:
+        assert (platform, account) == (Platform.TELEGRAM, BOT)
+        if self.refuse.get("cursor"):
+            raise self.refuse["cursor"].pop(0)
+        return self.stored
+
+    @property
+    def texts(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, InboundMessage)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAX_BACKOFF_S", "CONFLICT_S", "STORE_RETRY_S"):
+        monkeypatch.setattr(telegram, name, 0.01)
+    monkeypatch.setattr(telegram, "POLL_S", 2)
+    monkeypatch.setattr(telegram, "SEND_S", 5.0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For faults that never answer."""
+    monkeypatch.setattr(telegram, "SEND_S", 0.3)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeTelegram]:
+    async with FakeTelegram() as fake:
+        yield fake
+        assert fake.violations == []
+
+
+@pytest.fixture
+def inbox() -> RecordingInbox:
+    return RecordingInbox()
+
+
+@pytest.fixture
+async def adapter(server: FakeTelegram) -> AsyncIterator[TelegramAdapter]:
+    made = TelegramAdapter(TOKEN, server.url)
+    yield made
+    await made._bot.request.shutdown()  # run() does it, and many tests never run
+
+
+@asynccontextmanager
+async def running(adapter: TelegramAdapter, inbox: RecordingInbox) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(adapter.run(inbox))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConfigError):
+            await task
+
+
+def reply(text: str = "good morning", *, chat: int = CHAT, thread: str = "", **more: str) -> OutboundMessage:
+    return OutboundMessage("o1", OutboundKind.REPLY, Address(Platform.TELEGRAM, BOT, str(chat), thread), text, **more)
+
+
+# -- receiving -------------------------------------------------------------------------------------
+
+
+async def test_messages_arrive_in_order_and_are_confirmed(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    for number in range(250):  # more than one batch
+        server.customer_writes(CHAT, f"m{number}")
+    async with running(adapter, inbox):
+        await server.confirmed()
+    assert inbox.texts == [f"m{number}" for number in range(250)]
+    assert len(server.offsets) == 4
+
+
+async def test_a_message_that_arrives_during_a_poll_is_there_at_once(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    async with running(adapter, inbox):
+        await until(lambda: bool(server.offsets))
+        started = time.monotonic()
+        server.customer_writes(CHAT, "hello")
+        await server.confirmed()
+        assert time.monotonic() - started < 1
+    assert adapter.last_contact == pytest.approx(time.time(), abs=5)
+
+
+async def test_the_offset_moves_only_after_the_whole_batch_is_stored(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    numbers = [server.customer_writes(CHAT, text) for text in ("one", "two", "three")]
+    inbox.refuse["two"] = [DatabaseUnavailable("disk full")] * 10_000
+    async with running(adapter, inbox):
+        await until(lambda: len(server.offsets) >= 3)
+        assert [update["update_id"] for update in server.pending] == numbers[1:]
+        inbox.refuse.clear()
+        await server.confirmed()
+    assert inbox.texts == ["one", "two", "three"]
+    assert max(offset or 0 for offset in server.offsets[:-1]) <= numbers[1]
+
+
+async def test_what_was_not_stored_is_delivered_to_the_next_process(server: FakeTelegram, inbox: RecordingInbox):
+    server.customer_writes(CHAT, "one")
+    server.customer_writes(CHAT, "two")
+    inbox.refuse["two"] = [DatabaseUnavailable("killed")] * 10_000
+    async with running(TelegramAdapter(TOKEN, server.url), inbox):
+        await until(lambda: inbox.attempts > 2)
+    inbox.refuse.clear()
+    async with running(TelegramAdapter(TOKEN, server.url), inbox):
+        await server.confirmed()
+    assert inbox.texts == ["one", "two"]
+
+
+async def test_a_closing_desk_polls_no_more_but_still_replies(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    server.customer_writes(CHAT, "too late")
+    inbox.refuse["too late"] = [Stopping("frontdesk is stopping")]
+    async with running(adapter, inbox):
+        await until(lambda: inbox.attempts == 1)
+        await adapter.send(reply("to an earlier question"))
+        await asyncio.sleep(0.1)  # time for many polls
+    assert len(server.offsets) == 1
+    assert (server.texts(CHAT), len(server.pending)) == (["to an earlier question"], 1)
+
+
+async def test_the_first_offset_is_behind_what_is_stored(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    inbox.stored = server.customer_writes(CHAT, "stored before the crash, never confirmed")
+    server.customer_writes(CHAT, "new")
+    inbox.refuse["cursor"] = [DatabaseUnavailable("not yet")]
+    async with running(adapter, inbox):
+        await server.confirmed()
+    assert inbox.texts == ["new"]
+    assert None not in server.offsets
+
+
+@pytest.mark.timeout(20)
+async def test_after_a_quiet_week_the_numbers_begin_anew(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    inbox.stored = 700_000_500
+    server.restart_numbers(300)
+    server.customer_writes(CHAT, "hello again")
+    async with running(adapter, inbox):
+        await server.confirmed()
+    assert inbox.texts == ["hello again"]
+
+
+async def test_updates_nobody_knows_are_dropped_between_their_neighbours(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    server.customer_writes(CHAT, "before")
+    server.push(hologram={"from": 7})
+    server.push(message={"message_id": "?", "text": ["not", "text"]})
+    server.push(message=[])
+    server.customer_writes(CHAT, photo=[{"file_id": "x"}])
+    server.customer_writes(CHAT, "after")
+    async with running(adapter, inbox):
+        await server.confirmed()
+    kinds = [event.kind if isinstance(event, InboundMessage) else event.reason for event in inbox.events]
+    assert kinds == [
+        InboundKind.TEXT,
+        "unknown update type",
+        "malformed message",
+        "malformed message",
+        InboundKind.MEDIA,
+        InboundKind.TEXT,
+    ]
+
+
+async def test_a_message_that_nobody_can_store_does_not_hold_up_the_next(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    server.customer_writes(CHAT, "poison")
+    server.customer_writes(CHAT, "after")
+    inbox.refuse["poison"] = [ValueError("cannot be bound")]
+    async with running(adapter, inbox):
+        await server.confirmed()
+    assert inbox.texts == ["after"]
+    assert [event.reason for event in inbox.events if isinstance(event, Dropped)] == ["cannot be stored"]
+
+
+async def test_an_update_without_a_number_does_not_make_us_poll_without_rest(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(telegram, "STORE_RETRY_S", 5)
+    server.push(update_id="none", message={})
+    async with running(adapter, inbox):
+        await until(lambda: bool(inbox.events))
+        await asyncio.sleep(0.1)  # time for many polls
+    assert len(server.offsets) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(502, body="<html>bad gateway</html>"),
+        Fault(500, "Internal Server Error: restart"),
+        Fault(429, "Too Many Requests", retry_after=1),
+        Fault(reset=True),
+        Fault(body="<html>please log in to the hotel's network</html>"),
+        Fault(body='{"ok": true, "result": {"not": "a list"}}'),
+        Fault(body='{"ok": true}'),
+        Fault(body="[]"),
+        Fault(409, "Conflict: terminated by other getUpdates request"),
+    ],
+    ids=lambda fault: f"{fault.status} {fault.body or fault.description}"[:30],
+)
+async def test_an_outage_of_polling_is_waited_out(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox, fault: Fault
+):
+    server.fail("getUpdates", fault, fault if not fault.retry_after else Fault(reset=True))
+    server.customer_writes(CHAT, "hello")
+    async with running(adapter, inbox):
+        await server.confirmed()
+    assert inbox.texts == ["hello"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_outage_at_the_start_is_waited_out(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    server.fail("getMe", Fault(reset=True), Fault(502), Fault(silent=True))
+    server.fail("deleteWebhook", Fault(502))
+    server.fail("setMyCommands", Fault(400, "Bad Request: no menus today"))
+    server.customer_writes(CHAT, "hello")
+    async with running(adapter, inbox):
+        await server.confirmed()
+    assert inbox.texts == ["hello"]
+
+
+async def test_an_unreachable_telegram_is_waited_for(inbox: RecordingInbox, capsys: pytest.CaptureFixture[str]):
+    async with FakeTelegram() as server:
+        server.customer_writes(CHAT, "hello")
+    adapter = TelegramAdapter(TOKEN, server.url)
+    async with running(adapter, inbox):
+        await until(lambda: "telegram does not answer" in capsys.readouterr().out)
+        assert adapter.last_contact is None
+        async with server:
+            await server.confirmed()
+    assert inbox.texts == ["hello"]
+
+
+async def test_a_webhook_left_by_another_program_is_removed_and_its_updates_kept(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    server.webhook = "https://example.org/hook"
+    server.customer_writes(CHAT, "waiting since then")
+    async with running(adapter, inbox):
+        await server.confirmed()
+    assert inbox.texts == ["waiting since then"]
+
+
+async def test_another_program_with_the_same_token_is_named_and_waited_for(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox, capsys: pytest.CaptureFixture[str]
+):
+    async with running(adapter, inbox):
+        await until(lambda: bool(server.offsets))
+        server.webhook = "https://example.org/hook"
+        server.fail("getUpdates", Fault(reset=True))
+        server.customer_writes(CHAT, "hello")
+        await until(lambda: server.count("getUpdates") > 5)
+        server.webhook = ""
+        await until(lambda: inbox.texts == ["hello"])
+    assert "another program" in capsys.readouterr().out
+
+
+async def test_a_revoked_token_is_a_sentence_for_the_owner(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    async with running(adapter, inbox) as task:
+        await until(lambda: bool(server.offsets))
+        server.revoked = True
+        server.customer_writes(CHAT, "ends the open poll")
+        with pytest.raises(ConfigError, match=r"revoked or mistyped: copy the current one from @BotFather") as caught:
+            await asyncio.wait_for(task, 5)
+    assert TOKEN not in str(caught.value)
+
+
+async def test_cancelling_ends_in_the_middle_of_a_poll(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    async with running(adapter, inbox) as task:
+        await until(lambda: bool(server.offsets))
+        started = time.monotonic()
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert time.monotonic() - started < 1
+
+
+async def test_the_menu_is_shown_in_both_languages(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    async with running(adapter, inbox):
+        await until(lambda: bool(server.offsets))
+    assert {code: [entry["command"] for entry in menu] for code, menu in server.commands.items()} == {
+        "": ["start", "help", "human"],
+        "zh": ["start", "help", "human"],
+    }
+
+
+async def test_only_updates_that_are_handled_are_asked_for(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    async with running(adapter, inbox):
+        await until(lambda: bool(server.offsets))
+    asked = [params for name, params in server.calls if name == "getUpdates"]
+    assert asked[0] == {"timeout": 2, "allowed_updates": ["message"]}
+
+
+async def test_sends_go_out_while_a_poll_is_open(server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox):
+    server.customer_writes(CHAT, "hello")
+    async with running(adapter, inbox):
+        await server.confirmed()
+        await asyncio.gather(*(adapter.send(reply(f"part {n}")) for n in range(10)))
+    assert len(server.texts(CHAT)) == 10
+
+
+async def test_a_running_desk_takes_the_poll_away_from_set_up(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    async with running(adapter, inbox):
+        await until(lambda: bool(server.offsets))
+        with pytest.raises(ConfigError, match="did not let us look for /here: Conflict"):
+            await find_group(TOKEN, server.url, 10)
+        server.customer_writes(CHAT, "hello")
+        await server.confirmed()
+    assert inbox.texts == ["hello"]
+
+
+# -- secrets ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_no_log_record_holds_the_token_or_a_message(
+    server: FakeTelegram,
+    adapter: TelegramAdapter,
+    inbox: RecordingInbox,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+):
+    caplog.set_level(logging.DEBUG)
+    for name in ("httpx", "httpcore", "telegram"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    server.customer_writes(CHAT, "CANARY-words")
+    server.fail(
+        "getUpdates", Fault(reset=True), Fault(502, body=TOKEN), Fault(body="CANARY-words {"), Fault(409, TOKEN)
+    )
+    server.fail("sendMessage", Fault(502, body=TOKEN), Fault(silent=True), Fault(403, "Forbidden"))
+    async with running(TelegramAdapter(TOKEN, server.url), inbox) as task:
+        await server.confirmed()
+        for _ in range(4):
+            with contextlib.suppress(DeliveryError):
+                await adapter.send(reply("CANARY-words"))
+        await check(f"{BOT}:CANARY-mistyped", server.url, "")
+        server.revoked = True
+        server.customer_writes(CHAT, "CANARY-words")
+        with contextlib.suppress(ConfigError):
+            await task
+    server.revoked = False
+    written = caplog.text + "".join(capsys.readouterr())
+    assert "telegram does not answer" in written
+    assert "CANARY" not in written

@@ -1,0 +1,200 @@
+"""What the Telegram adapter sends, and what each way to fail means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from adapters import telegram
+from adapters.telegram import TelegramAdapter
+from bot.errors import DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
+from bot.messages import Address, OutboundKind, OutboundMessage, Platform, Preview
+from tests.fakes.telegram import TOKEN, FakeTelegram, Fault
+
+BOT = TOKEN.partition(":")[0]
+CHAT, GROUP = 7, -100500
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For faults that never answer."""
+    monkeypatch.setattr(telegram, "SEND_S", 0.3)
+
+
+@pytest.fixture
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeTelegram]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with FakeTelegram() as fake:
+        yield fake
+        assert fake.violations == []
+
+
+@pytest.fixture
+async def adapter(server: FakeTelegram) -> AsyncIterator[TelegramAdapter]:
+    made = TelegramAdapter(TOKEN, server.url)
+    yield made
+    await made._bot.request.shutdown()  # run() does it, and many tests never run
+
+
+@pytest.fixture
+def chat(server: FakeTelegram) -> int:
+    server.customer_writes(CHAT, "hello")
+    return CHAT
+
+
+def reply(text: str = "good morning", *, chat: int = CHAT, thread: str = "", **more: str) -> OutboundMessage:
+    return OutboundMessage("o1", OutboundKind.REPLY, Address(Platform.TELEGRAM, BOT, str(chat), thread), text, **more)
+
+
+async def test_a_reply_is_plain_text_without_previews(server: FakeTelegram, adapter: TelegramAdapter, chat: int):
+    text = "*not bold* <b>neither</b> https://example.org _x_"
+    delivery = await adapter.send(reply(text))
+    sent = server.sent(chat)[0]
+    assert (delivery.platform_id, sent.text) == (str(sent.message_id), text)
+    assert sent.params == {"chat_id": chat, "text": text, "link_preview_options": {"is_disabled": True}}
+    assert adapter.last_contact is not None
+
+
+async def test_in_a_topic_of_a_group_the_answer_goes_to_the_message_there(
+    server: FakeTelegram, adapter: TelegramAdapter
+):
+    server.add_group(GROUP)
+    server.customer_writes(GROUP, "/help", is_topic_message=True, message_thread_id=5)
+    await adapter.send(reply(chat=GROUP, thread="5", reply_to="1"))
+    sent = server.sent(GROUP)[0]
+    assert (sent.thread, sent.reply_to) == (5, 1)
+
+
+async def test_a_deleted_question_still_gets_its_answer(server: FakeTelegram, adapter: TelegramAdapter):
+    server.add_group(GROUP)
+    await adapter.send(reply(chat=GROUP, reply_to="999"))
+    assert server.texts(GROUP) == ["good morning"]
+
+
+async def test_an_edit_replaces_the_text(server: FakeTelegram, adapter: TelegramAdapter, chat: int):
+    first = await adapter.send(reply("one"))
+    second = await adapter.send(reply("two", edits=first.platform_id))
+    assert second == first
+    assert [(sent.text, sent.former) for sent in server.sent(chat)] == [("two", ["one"])]
+
+
+async def test_an_edit_that_changes_nothing_is_done(server: FakeTelegram, adapter: TelegramAdapter, chat: int):
+    first = await adapter.send(reply("one"))
+    assert await adapter.send(reply("one", edits=first.platform_id)) == first
+
+
+async def test_a_vanished_message_cannot_be_edited(adapter: TelegramAdapter, chat: int):
+    with pytest.raises(Undeliverable, match=r"(?i)message to edit not found"):
+        await adapter.send(reply("two", edits="999"))
+
+
+async def test_what_no_encoding_can_say_is_replaced(server: FakeTelegram, adapter: TelegramAdapter, chat: int):
+    await adapter.send(reply("half \ud83d emoji"))
+    assert server.texts(chat) == ["half ? emoji"]
+
+
+def test_parts_are_measured_as_telegram_measures(adapter: TelegramAdapter):
+    assert [len(part) for part in adapter.split("😀" * 3000)] == [2048, 952]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        (Fault(403, "Forbidden: bot was blocked by the user"), Undeliverable, "bot was blocked by the user"),
+        (Fault(400, "Bad Request: chat not found"), Undeliverable, "chat not found"),
+        (Fault(400, "Bad Request: up", parameters={"migrate_to_chat_id": -1009}), Undeliverable, "its id is -1009 now"),
+        (Fault(401, "Unauthorized"), Undeliverable, "refused the bot's token"),
+        (Fault(429, "Too Many Requests", retry_after=7), RetryLater, "Flood control"),
+        (Fault(429, "Too Many Requests"), RetryLater, "Too Many Requests"),
+        (Fault(500, "Internal Server Error: restart"), RetryLater, "restart"),
+        (Fault(502, "Bad Gateway"), RetryLater, "Bad Gateway"),
+        (Fault(502, body="<html>nginx</html>"), RetryLater, r"Bad Gateway \(502\)$"),
+        (Fault(504, "Gateway Timeout"), OutcomeUnknown, "Gateway Timeout"),
+        (Fault(504, body="<html>nginx</html>"), OutcomeUnknown, "Gateway Timeout"),
+        (Fault(reset=True), OutcomeUnknown, "httpx"),
+        (Fault(reset=True, done=True), OutcomeUnknown, "httpx"),
+        (Fault(body="<html>hotel</html>", done=True), OutcomeUnknown, "not Telegram's"),
+    ],
+    ids=lambda value: f"{value.status} {value.body or value.description}"[:40] if isinstance(value, Fault) else "",
+)
+async def test_every_failure_has_its_meaning(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int, fault: Fault, error: type[DeliveryError], words: str
+):
+    server.fail("sendMessage", fault)
+    with pytest.raises(error, match=f"(?i){words}") as caught:
+        await adapter.send(reply())
+    assert server.count("sendMessage") == 1  # nobody retries inside a send
+    assert TOKEN not in str(caught.value)
+    assert "<html>" not in str(caught.value)
+    if isinstance(caught.value, RetryLater):
+        assert caught.value.after == (fault.retry_after or None)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("done", [False, True])
+async def test_without_an_answer_nobody_knows(server: FakeTelegram, adapter: TelegramAdapter, chat: int, done: bool):
+    server.fail("sendMessage", Fault(silent=True, done=done))
+    with pytest.raises(OutcomeUnknown, match="Timed out"):
+        await adapter.send(reply())
+    assert server.texts(chat) == (["good morning"] if done else [])
+
+
+async def test_a_refused_connection_took_nothing(chat: int, adapter: TelegramAdapter, server: FakeTelegram):
+    await server.__aexit__(None, None, None)
+    with pytest.raises(RetryLater, match="ConnectError"):
+        await adapter.send(reply())
+    await server.__aenter__()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_send_that_waits_for_a_connection_took_nothing(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int
+):
+    pool = adapter._bot.request._client._transport._pool  # the library hides it well
+    pool._max_connections = 1
+    server.fail("sendMessage", Fault(silent=True))
+    outcomes = await asyncio.gather(*(adapter.send(reply(str(n))) for n in range(2)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {OutcomeUnknown, RetryLater}
+    assert server.texts(chat) == []
+
+
+async def test_a_flood_limit_warns_nobody_of_a_deprecation(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int, recwarn: pytest.WarningsRecorder
+):
+    server.fail("sendMessage", Fault(429, "Too Many Requests", retry_after=7))
+    with pytest.raises(RetryLater):
+        await adapter.send(reply())
+    assert len(recwarn) == 0
+
+
+# -- typing ----------------------------------------------------------------------------------------
+
+
+async def test_typing_is_shown_in_the_topic(server: FakeTelegram, adapter: TelegramAdapter):
+    server.add_group(GROUP)
+    server.customer_writes(GROUP, "/help", is_topic_message=True, message_thread_id=5)
+    await adapter.preview(Preview(Address(Platform.TELEGRAM, BOT, str(GROUP), "5"), "1"))
+    assert server.actions == [(GROUP, 5, "typing")]
+
+
+async def test_typing_is_not_renewed_while_it_shows_nor_kept_back_after_a_reply(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int, monkeypatch: pytest.MonkeyPatch
+):
+    preview = Preview(reply().address, str(CHAT))
+    for text in ("", "good", "good morning"):
+        await adapter.preview(Preview(preview.address, str(CHAT), text=text))
+    assert len(server.actions) == 1
+    await adapter.send(reply())
+    await adapter.preview(preview)
+    assert len(server.actions) == 2
+    monkeypatch.setattr(telegram, "TYPING_S", 0.0)
+    await adapter.preview(preview)
+    assert len(server.actions) == 3
+
+
+async def test_a_failed_typing_is_a_delivery_error(server: FakeTelegram, adapter: TelegramAdapter, chat: int):
+    server.blocked.add(chat)
+    with pytest.raises(Undeliverable, match="blocked"):
+        await adapter.preview(Preview(reply().address, str(CHAT)))

@@ -1,0 +1,48 @@
+"""What people paste into Slack fits what the adapter needs, and every permission has its reason."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adapters.slack import SCOPES
+from tests.fakes.slack import SCOPES as GRANTED
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    text = (files("adapters") / "slack_manifest.yaml").read_text(encoding="utf-8")
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document
+
+
+def test_the_manifest_asks_for_exactly_the_scopes_that_doctor_checks(manifest: dict[str, Any]) -> None:
+    assert set(manifest["oauth_config"]["scopes"]["bot"]) == SCOPES == set(GRANTED.split(","))
+
+
+def test_the_manifest_asks_for_the_events_that_are_read_and_no_others(manifest: dict[str, Any]) -> None:
+    assert manifest["settings"]["event_subscriptions"]["bot_events"] == ["app_mention", "message.im"]
+
+
+def test_people_can_write_to_the_bot_and_no_public_address_is_needed(manifest: dict[str, Any]) -> None:
+    assert manifest["settings"]["socket_mode_enabled"] is True
+    assert manifest["features"]["app_home"]["messages_tab_enabled"] is True
+    assert manifest["features"]["app_home"]["messages_tab_read_only_enabled"] is False
+
+
+def test_the_tokens_do_not_expire(manifest: dict[str, Any]) -> None:
+    assert manifest["settings"]["token_rotation_enabled"] is False
+
+
+def test_slack_takes_the_lengths(manifest: dict[str, Any]) -> None:
+    assert len(manifest["display_information"]["name"]) <= 35
+    assert len(manifest["display_information"]["description"]) <= 140
+
+
+def test_every_scope_has_its_reason_in_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "slack.md").read_text(encoding="utf-8")
+    assert [scope for scope in sorted(SCOPES) if f"`{scope}`" not in guide] == []
