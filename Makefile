@@ -10,7 +10,7 @@ demo:
 
 test:
 	@$(PYTHON) install.py web dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-long:
 	@$(PYTHON) install.py web dev

@@ -35,7 +35,6 @@ def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str) -> Inbou
         text=words,
         kind=kind,
         reply_to=thread,
-        private=private,
     )
 
 

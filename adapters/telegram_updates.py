@@ -40,16 +40,14 @@ def to_inbound(update: object, account: str, bot_username: str) -> InboundMessag
         return Dropped(Platform.TELEGRAM, account, reason, cursor=cursor)
     chat, message_id = str(_whole(_table(message, "chat"), "id")), str(_whole(message, "message_id"))
     kind, text = _content(message)
-    private = not _in_group(message)
     return InboundMessage(
         address=Address(Platform.TELEGRAM, account, chat, _thread(message)),
         customer=_customer(_table(message, "from")),
         event_id=f"{chat}:{message_id}",
         text=text,
         kind=kind,
-        reply_to="" if private else message_id,
+        reply_to=message_id if _in_group(message) else "",
         cursor=cursor,
-        private=private,
     )
 
 

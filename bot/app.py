@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from rich.console import Console
@@ -18,12 +18,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from adapters.console import ConsoleAdapter
 from bot import log
 from bot.attend import Attendant, Manners
+from bot.catalogue import language_of, say
 from bot.config import Settings
 from bot.conversation import Line
 from bot.deliver import Deliverer
 from bot.errors import ConfigError, DatabaseUnavailable, FrontdeskError
 from bot.escalate import CardWriter
-from bot.http import Health, build_asgi, serve
+from bot.http import Health, build_asgi, is_loopback, serve
 from bot.intake import Intake
 from bot.messages import Adapter, Address, Platform
 from bot.metrics import Metrics
@@ -37,6 +38,8 @@ from engine import load, roles
 from engine.types import Engine, EngineConfig
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from engine.qwen import QwenEngine
 
 logger = structlog.get_logger(__name__)
@@ -64,6 +67,7 @@ class App:
     attendant: Attendant
     deliverer: Deliverer
     stopped: set[Platform] = field(default_factory=set)
+    url: str = ""  # of /health, /metrics and the chat page, once they are served
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`; then accept nothing more, finish what runs, release the rest.
@@ -80,7 +84,7 @@ class App:
         handlers: dict[JobKind, Handler] = {JobKind.ATTEND: self.attendant, JobKind.DELIVER: self.deliverer}
         async with asyncio.TaskGroup() as tasks:
             parts = [tasks.create_task(self._receive(adapter)) for adapter in self.adapters.values()]
-            parts.append(tasks.create_task(serve(self._asgi(), self.settings.web.host, self.settings.web.port)))
+            parts.append(tasks.create_task(self._serve_http()))
             parts.append(tasks.create_task(self._watch()))
             working = tasks.create_task(self.queue.run(handlers, stop, queue.drain_seconds))
             await stop.wait()
@@ -104,6 +108,23 @@ class App:
             if self.stopped >= self.adapters.keys() - {Platform.CONSOLE, Platform.WEB}:
                 raise
 
+    async def _serve_http(self) -> None:
+        web, routes = self.settings.web, build_asgi(self.metrics, self.health)
+        if web.enabled:
+            self._mount_page(routes)
+        await serve(routes, web.host, web.port, partial(setattr, self, "url"))
+
+    def _mount_page(self, routes: Starlette) -> None:
+        from adapters.web import WebAdapter, mount
+
+        adapter, web = self.adapters[Platform.WEB], self.settings.web
+        assert isinstance(adapter, WebAdapter)  # noqa: S101 - narrows the type, build() put it there
+        password = self.settings.secrets.web_password.get_secret_value()
+        if not (password or is_loopback(web.host)):
+            logger.warning("everybody who can reach this address can use the chat page: set FRONTDESK_WEB_PASSWORD")
+        login = (web.user, password) if password else None
+        mount(routes, adapter, self.settings.business.name, _say_in_browser, login)
+
     async def _watch(self) -> None:
         while True:
             try:
@@ -121,20 +142,11 @@ class App:
         except DatabaseUnavailable:
             database = False
         contacts = {
-            platform: adapter.last_contact
+            str(platform): adapter.last_contact
             for platform, adapter in self.adapters.items()
             if platform in (Platform.TELEGRAM, Platform.SLACK)
         }
         return Health(database, self.engine.alive, contacts)
-
-    def _asgi(self) -> Any:
-        page, web = None, self.settings.web
-        if web.enabled:
-            from adapters.web import build_page
-
-            page = build_page(self.adapters[Platform.WEB], self.settings.business.name)
-        password = self.settings.secrets.web_password.get_secret_value()
-        return build_asgi(self.metrics, self.health, page, (web.user, password) if password else None)
 
 
 def build(settings: Settings, engine: Engine, console: Console | None = None) -> App:
@@ -163,7 +175,7 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         engine,
         metrics,
         queue,
-        Intake(store, writer, metrics, settings.limits.max_text_chars, queue.wake),
+        Intake(store, writer, metrics, settings.limits.max_text_chars, cards_to(settings), queue.wake),
         adapters,
         terminal,
         Attendant(store, writer, engine, adapters, manners(settings), metrics, queue.wake),
@@ -184,9 +196,18 @@ def _platforms(settings: Settings, history: History) -> Iterator[Adapter]:
         tokens = secrets.slack_bot_token.get_secret_value(), secrets.slack_app_token.get_secret_value()
         yield SlackAdapter(*tokens, settings.slack.api_url)
     if settings.web.enabled:
-        from adapters.web import WebAdapter
-
+        try:
+            from adapters.web import WebAdapter
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"web.enabled is true but {error.name} is not installed: pip install 'frontdesk[web]', "
+                "or set web.enabled = false"
+            ) from None
         yield WebAdapter(history, partial(emoji, settings))
+
+
+def _say_in_browser(key: str, code: str) -> str:
+    return say(key, language_of("", code))
 
 
 def cards_to(settings: Settings) -> Address | None:

@@ -74,7 +74,7 @@ class SentimentSection(_Section):
 class EscalationSection(_Section):
     """When a human is called, and where."""
 
-    channel: str = ""
+    channel: str = "console"
     threshold: float = Field(default=0.8, gt=0, le=1)
     keywords: tuple[Text, ...] = ("人工", "真人", "human", "agent")
 

@@ -103,8 +103,7 @@ async def _serve(app: App, stop: asyncio.Event, once: bool, console: Console) ->
         unanswered = await _play(app, stop)
         console.print(_verdict(unanswered))
         if not once and not stop.is_set():
-            web = app.settings.web
-            console.print(f"\nThe chat page: [bold]http://{web.host}:{web.port}[/]   (Ctrl-C ends)")
+            console.print(f"\nThe chat page: [bold]{app.url}[/]   (Ctrl-C ends)")
             await asyncio.wait([serving])
     finally:
         stop.set()

@@ -54,7 +54,9 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield _model(settings.engine.model, settings.engine.revision)
     yield from _telegram(settings)
     yield from _slack(settings)
-    if not settings.escalation.channel:
+    if settings.escalation.channel == "console":
+        yield Check("escalation", True, "cards are printed in the terminal that runs frontdesk")
+    elif not settings.escalation.channel:
         yield Check("escalation", False, "escalation.channel is empty, so no human is ever called: `frontdesk init`")
 
 

@@ -56,7 +56,7 @@ class DeliveryError(FrontdeskError):
 
 
 class RetryLater(DeliveryError):
-    """The platform took nothing and may take it later: a flood limit, a refused connection, a 5xx.
+    """The platform took nothing and may take it later: a flood limit, a refused connection.
 
     `after` is the platform's own delay in seconds, or None when it named none.
     """

@@ -24,7 +24,7 @@ class CardWriter:
         customer, address = escalation.conversation.customer, escalation.conversation.address
         lines = [
             self._title(escalation, language),
-            say("card_customer", language, name=customer.name or customer.id, id=customer.id),
+            say("card_customer", language, name=customer.name or customer.id, id=customer.id * bool(customer.name)),
             say("card_place", language, place=_place(address)),
             say("card_since", language, since=f"{escalation.opened_at:%Y-%m-%d %H:%M} UTC", times=escalation.times),
         ]

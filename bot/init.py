@@ -169,7 +169,7 @@ def _ask_channel(setup: Setup) -> None:
 
 def _channels(setup: Setup) -> Iterable[tuple[str, Callable[[], str | None]]]:
     known = setup.settings.escalation.channel
-    if known and known.partition(":")[0] in (*setup.platforms, "console"):
+    if known.partition(":")[0] in setup.platforms:
         yield f"As it is now: {known}", lambda: known
     if Platform.TELEGRAM in setup.platforms:
         yield "In a Telegram group", lambda: _find_group(setup)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from bot.errors import Stopping
-from bot.messages import Dropped, InboundKind, InboundMessage, Platform, Receipt
+from bot.messages import Address, Dropped, InboundKind, InboundMessage, Platform, Receipt
 from bot.metrics import Metrics
 from bot.store.database import Writer
 from bot.store.store import Store
@@ -28,15 +28,25 @@ def clean(text: str, max_chars: int) -> str:
 
 
 class Intake:
-    """The Inbox of every adapter. `on_accepted` wakes the queue."""
+    """The Inbox of every adapter. What is written to `agents`, where the cards go, comes from no customer.
+
+    `on_accepted` wakes the queue.
+    """
 
     def __init__(
-        self, store: Store, writer: Writer, metrics: Metrics, max_chars: int, on_accepted: Callable[[], None]
+        self,
+        store: Store,
+        writer: Writer,
+        metrics: Metrics,
+        max_chars: int,
+        agents: Address | None,
+        on_accepted: Callable[[], None],
     ) -> None:
         self._store = store
         self._writer = writer
         self._metrics = metrics
         self._max_chars = max_chars
+        self._agents = agents
         self._on_accepted = on_accepted
         self._closed = False
 
@@ -51,9 +61,9 @@ class Intake:
         if isinstance(event, Dropped):
             return await self._drop(event)
         message = self._cleaned(event)
-        if message.kind is InboundKind.TEXT and not message.text:
+        if reason := self._unwanted(message):
             address = event.address
-            return await self._drop(Dropped(address.platform, address.account, "no text", event.event_id, event.cursor))
+            return await self._drop(Dropped(address.platform, address.account, reason, event.event_id, event.cursor))
         accepted = await self._writer(self._store.accept, message)
         self._metrics.accepted(message.address.platform, accepted.receipt)
         log.info(
@@ -76,6 +86,12 @@ class Intake:
         self._metrics.accepted(event.platform, Receipt.DROPPED)
         log.info("dropped", platform=event.platform, reason=event.reason)
         return Receipt.DROPPED
+
+    def _unwanted(self, message: InboundMessage) -> str:
+        address, agents = message.address, self._agents
+        if agents is not None and (address.platform, address.chat) == (agents.platform, agents.chat):
+            return "written by an agent"
+        return "no text" if message.kind is InboundKind.TEXT and not message.text else ""
 
     def _cleaned(self, message: InboundMessage) -> InboundMessage:
         name = clean(message.customer.name, 200).replace("\n", " ")

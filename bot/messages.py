@@ -55,7 +55,6 @@ class InboundMessage:
     account and stays the same when the platform delivers again. `reply_to` is the platform's
     handle for where the answer goes (a message id, a thread ts), "" when the chat is enough.
     `cursor` is the platform's position to store together with this event (Telegram's update_id).
-    `private` is False in groups and channels.
     """
 
     address: Address
@@ -65,7 +64,6 @@ class InboundMessage:
     kind: InboundKind = InboundKind.TEXT
     reply_to: str = ""
     cursor: int | None = None
-    private: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +165,7 @@ class Inbox(Protocol):
         ...
 
     async def cursor(self, platform: Platform, account: str) -> int | None:
-        """The highest cursor stored for this account, None when there is none."""
+        """The last cursor stored for this account, None when there is none."""
         ...
 
 

@@ -13,7 +13,9 @@ from bot.messages import Address
 from bot.store import rows
 from bot.store.jobs import JobKind, JobState
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
-from bot.store.values import Load, Trace
+from bot.store.values import Load, OutboundState, Trace
+
+_BEGUN = (OutboundState.SENDING, OutboundState.UNKNOWN, OutboundState.SENT)
 
 
 class Reader:
@@ -23,7 +25,7 @@ class Reader:
         self._engine = engine
 
     def history(self, address: Address, customer_id: str, limit: int = 200) -> list[Line]:
-        """The newest lines of one customer's conversation, oldest first."""
+        """The newest lines of one customer's conversation as the customer has seen it, oldest first."""
         with Session(self._engine) as session:
             conversation = session.scalar(
                 select(ConversationRow.id)
@@ -36,7 +38,11 @@ class Reader:
                     CustomerRow.external_id == customer_id,
                 )
             )
-            lines = select(MessageRow).where(MessageRow.conversation_id == conversation)
+            begun = select(OutboundRow.id).where(OutboundRow.message_id == MessageRow.id, OutboundRow.state.in_(_BEGUN))
+            lines = select(MessageRow).where(
+                MessageRow.conversation_id == conversation,
+                (MessageRow.author == Author.CUSTOMER) | begun.exists(),
+            )
             newest = session.scalars(lines.order_by(MessageRow.id.desc()).limit(limit)).all()
             return [rows.to_line(row) for row in reversed(newest)]
 

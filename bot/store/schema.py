@@ -159,13 +159,16 @@ class OutboundRow(Base):
 
 
 class JobRow(Base):
-    """Work to do. Jobs of one lane run one after the other, in order of id; `fence` grows with every claim."""
+    """Work to do. Jobs of one lane run one after the other, in order of id; `fence` grows with every claim.
+
+    An id is never given twice (AUTOINCREMENT), so that a claim on a job that was done and deleted fits no later one.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_lane_id", "lane", "id"),
         Index("ix_jobs_kind_state_run_at", "kind", "state", "run_at"),
-        {"sqlite_strict": True},
+        {"sqlite_strict": True, "sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -183,7 +186,7 @@ class JobRow(Base):
 
 
 class CursorRow(Base):
-    """How far a platform's events are stored (Telegram: the highest update_id)."""
+    """How far a platform's events are stored (Telegram: the last update_id)."""
 
     __tablename__ = "cursors"
     __table_args__ = ({"sqlite_strict": True},)

@@ -151,6 +151,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["outbound_id"], ["outbound.id"], name=op.f("fk_jobs_outbound_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
         sqlite_strict=True,
+        sqlite_autoincrement=True,
     )
     op.create_index("ix_jobs_kind_state_run_at", "jobs", ["kind", "state", "run_at"], unique=False)
     op.create_index("ix_jobs_lane_id", "jobs", ["lane", "id"], unique=False)

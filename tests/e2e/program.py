@@ -35,6 +35,7 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.kill()
+        assert "CANARY" not in self.said(), "a token reached the log"
 
     async def start(self) -> None:
         """Start, and wait until the platforms are served."""

@@ -53,7 +53,7 @@ class House:
             max_backoff=CAP,
         )
         wake = self.queue.wake
-        self.intake = Intake(self.store, self.writer, self.metrics, 4000, wake)
+        self.intake = Intake(self.store, self.writer, self.metrics, 4000, AGENTS, wake)
         cards = CardWriter(lambda label: emoji(settings, label))
         self.handlers = {
             JobKind.ATTEND: Attendant(

@@ -106,7 +106,7 @@ def test_a_missing_token_is_a_cross_that_names_the_variable(config: Path):
 
 
 def test_nobody_being_called_is_a_cross(config: Path):
-    result = examine(config, '[engine]\nmodel = "bundled"\n')
+    result = examine(config, WELL.replace("console", ""))
     assert result.exit_code == 1
     assert "✗ escalation" in result.output
 

@@ -50,7 +50,7 @@ def dropped(body: Any) -> Dropped:
 def test_a_direct_message_is_a_private_conversation_of_its_sender() -> None:
     message = accepted(direct())
     assert message.address == Address(Platform.SLACK, TEAM, "D1")
-    assert (message.customer.id, message.text, message.reply_to, message.private) == ("U1", "hello", "", True)
+    assert (message.customer.id, message.text, message.reply_to) == ("U1", "hello", "")
 
 
 def test_a_direct_message_in_a_thread_stays_in_the_conversation_and_is_answered_in_the_thread() -> None:
@@ -62,7 +62,7 @@ def test_a_direct_message_in_a_thread_stays_in_the_conversation_and_is_answered_
 def test_a_mention_opens_a_thread_on_itself() -> None:
     message = accepted(mention())
     assert message.address == Address(Platform.SLACK, TEAM, "C1", "1.2")
-    assert (message.reply_to, message.private, message.text) == ("1.2", False, "hello")
+    assert (message.reply_to, message.text) == ("1.2", "hello")
 
 
 def test_a_mention_in_a_thread_belongs_to_that_thread() -> None:

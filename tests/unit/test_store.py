@@ -53,10 +53,10 @@ def test_a_redelivered_event_changes_nothing_but_the_cursor(store: Store) -> Non
     assert store.cursor(Platform.TELEGRAM, "1") == 9
 
 
-def test_the_cursor_never_goes_back(store: Store) -> None:
+def test_the_cursor_follows_a_platform_that_starts_to_count_anew(store: Store) -> None:
     store.drop(Dropped(Platform.TELEGRAM, "1", "unknown update", cursor=9))
     store.drop(Dropped(Platform.TELEGRAM, "1", "unknown update", cursor=3))
-    assert store.cursor(Platform.TELEGRAM, "1") == 9
+    assert store.cursor(Platform.TELEGRAM, "1") == 3
 
 
 def test_two_people_in_one_group_never_share_a_history(store: Store) -> None:
@@ -99,10 +99,10 @@ def test_finishing_stores_mood_reply_and_delivery_as_one(store: Store, engine: E
         (Verdict(line.id, Outcome.ESCALATED, ANGRY),), (Say(OutboundKind.REPLY, ("抱歉",), "77"),), call
     )
     store.finish(claim, settlement)
-    stored = Reader(engine).history(message.address, "c1")
-    assert [(each.author, each.text) for each in stored] == [(Author.CUSTOMER, "太差了"), (Author.BOT, "抱歉")]
-    assert stored[0].sentiment == ANGRY
-    assert stored[0].outcome is Outcome.ESCALATED
+    trace = Reader(engine).trace(line.id)
+    assert trace is not None
+    assert [(each.author, each.text) for each in trace.answers] == [(Author.BOT, "抱歉")]
+    assert (trace.line.sentiment, trace.line.outcome) == (ANGRY, Outcome.ESCALATED)
     sendings = [begun(store)[1], begun(store)[1]]
     assert {(each.message.kind, each.message.address, each.message.reply_to) for each in sendings} == {
         (OutboundKind.REPLY, message.address, "77"),
@@ -120,6 +120,32 @@ def test_who_lost_the_lease_stores_nothing(store: Store, clock: TurnableClock) -
     answered(store, quick, "in time")
     assert begun(store)[1].message.text == "in time"
     assert store.claim(JobKind.DELIVER, LEASE) is None
+
+
+def test_a_claim_fits_no_later_job_when_its_own_was_done_by_another(store: Store, clock: TurnableClock) -> None:
+    store.accept(inbound())
+    slow = claimed(store)
+    clock.advance(31)
+    answered(store, claimed(store), "in time")
+    store.accept(inbound(event="2"))
+    claimed(store)
+    with pytest.raises(LeaseLost):
+        answered(store, slow, "too late")
+
+
+def test_the_customer_s_history_holds_a_reply_once_its_sending_has_begun(store: Store, engine: Engine) -> None:
+    message = inbound("hi")
+    store.accept(message)
+    answered(store, claimed(store), "hello")
+
+    def seen() -> list[str]:
+        return [line.text for line in Reader(engine).history(message.address, "c1")]
+
+    assert seen() == ["hi"]
+    claim, _ = begun(store)
+    assert seen() == ["hi", "hello"]
+    store.postpone(claim, timedelta(), "refused", unknown=False)
+    assert seen() == ["hi"]
 
 
 def test_a_renewed_lease_is_kept(store: Store, clock: TurnableClock) -> None:

@@ -135,7 +135,7 @@ def test_a_caption_is_what_was_said():
 )
 def test_in_a_group_we_hear_what_is_said_to_us(fields: dict[str, Any]):
     event = heard(GROUP, **fields)
-    assert (event.private, event.reply_to, event.address.chat) == (False, "31", "-100500")
+    assert (event.reply_to, event.address.chat) == ("31", "-100500")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_the_set_up_command_is_no_message_to_the_desk(text: str):
 
 def test_in_a_private_chat_the_answer_goes_to_the_chat():
     event = heard(text="hi")
-    assert (event.private, event.reply_to) == (True, "")
+    assert event.reply_to == ""
 
 
 def test_a_forum_topic_is_a_place_of_its_own():
