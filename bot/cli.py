@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,14 @@ slack_app = typer.Typer(help="Setting up Slack.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(db_app, name="db")
 app.add_typer(slack_app, name="slack")
+
+
+class Role(StrEnum):
+    """Roles that answer with a label."""
+
+    SENTIMENT = "sentiment"
+    INTENT = "intent"
+
 
 Config = Annotated[Path, typer.Option("--config", help="The settings; .env is read beside it.")]
 CONFIG = Path("config.toml")
@@ -89,6 +98,46 @@ def trace(message_id: Annotated[int, typer.Argument(help="As the log names it.")
     from bot.trace import print_trace
 
     print_trace(load(config), message_id, Console())
+
+
+@app.command("eval")
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="CSV, TSV or JSON lines with a text and a label.")],
+    text_column: Annotated[str, typer.Option(help="Its name, or its number where there is no heading.")] = "",
+    label_column: Annotated[str, typer.Option(help="The same for the label.")] = "",
+    role: Annotated[Role, typer.Option(help="What is judged.")] = Role.SENTIMENT,
+    model: Annotated[
+        str | None, typer.Option(help="A hub id, a directory, or bundled; else the configured one.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Judge so many messages, drawn at random.", min=1)] = None,
+    balanced: Annotated[bool, typer.Option("--balanced", help="As many messages of each label.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture here: confusion matrix and reliability.")] = None,
+    fit_threshold: Annotated[
+        float | None, typer.Option(help="Propose the threshold for this escalation precision.", min=0, max=1)
+    ] = None,
+    config: Config = CONFIG,
+) -> None:
+    """Measure how well a model reads moods on your own labelled messages."""
+    from bot.config import Settings, load_without_tokens
+    from bot.evaluate import evaluate as run
+
+    settings = load_without_tokens(config) if config.exists() else Settings()
+    if model is not None:
+        chosen = settings.engine.model_copy(update={"model": model, "revision": ""})
+        settings = settings.model_copy(update={"engine": chosen})
+    run(
+        settings,
+        file,
+        role=role,
+        text_column=text_column,
+        label_column=label_column,
+        limit=limit,
+        balanced=balanced,
+        json_file=json_file,
+        plot_file=plot,
+        precision=fit_threshold,
+    )
 
 
 @model_app.command("pull")

@@ -19,7 +19,6 @@ from bot.errors import ModelUnavailable
 from bot.messages import Address, Customer, Platform
 from bot.store.database import upgrade
 from bot.store.values import OutboundState, Trace
-from engine import bundled
 from engine.load import BUNDLED, resolve
 
 PATIENCE_S = 180.0
@@ -152,9 +151,7 @@ def _verdict(unanswered: int) -> str:
 def _banner(model: str) -> str:
     if model != BUNDLED:
         return f"[bold]frontdesk demo[/] · speaking: [bold]{model}[/]"
-    if bundled.is_random():
-        return (
-            "[bold]frontdesk demo[/] · speaking: the bundled model, whose weights are [bold]random[/]:\n"
-            "it shows how everything works together; its moods and answers mean nothing."
-        )
-    return "[bold]frontdesk demo[/] · speaking: the small bundled demonstration model, not meant for customers"
+    return (
+        "[bold]frontdesk demo[/] · speaking: the small [bold]bundled[/] model. It reads moods well and answers simple\n"
+        "questions from what it learned by heart; it is for a first look, not for customers."
+    )

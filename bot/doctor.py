@@ -16,7 +16,7 @@ from bot.config import Settings, load_without_tokens, missing_tokens
 from bot.errors import FrontdeskError
 from bot.messages import Check, Platform
 from bot.store import database
-from engine import bundled, load
+from engine import load
 
 
 def examine(config: Path) -> int:
@@ -79,7 +79,7 @@ def _model(model: str, revision: str) -> Check:
         return Check("model", False, str(error))
     if path is None:
         return Check("model", False, f"{model} is not on this disk: `frontdesk model pull` downloads it")
-    nature = "random weights, " * (model == load.BUNDLED and bundled.is_random())
+    nature = "for a first look, not for customers; " * (model == load.BUNDLED)
     return Check("model", True, f"{model}: {nature}{load.size_on_disk(path) / 1e6:,.0f} MB in {path}")
 
 

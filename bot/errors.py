@@ -18,6 +18,10 @@ class ModelUnavailable(FrontdeskError):
     """The model is neither on this disk nor reachable, or what is there cannot be loaded."""
 
 
+class DataError(FrontdeskError):
+    """A file of the owner's that is to be read is not what it should be."""
+
+
 class DatabaseUnavailable(FrontdeskError):
     """The database cannot be opened, is of another version, or is owned by another process."""
 

@@ -2,7 +2,7 @@
 
 Callers are asyncio tasks. Each request becomes a generator that does one step of model work between two yields; the
 thread advances one step at a time, labels before replies and the replies in turn, so that a mood is read between two
-words of a long answer and several answers stream side by side.
+words of a long answer and several answers stream side by side. Labels of one role that wait together are one step.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError,
 from engine.chat import Chat
 from engine.history import cut, fit
 from engine.model import read
+from engine.roles import CONTENT_FREE
 from engine.sampling import choose, penalise
 from engine.types import EngineConfig, LabelRole, LabelScores, OnText, Reply, Speaker, StopReason, TextRole, Turn
 
-CONTENT_FREE = ("", "N/A", "……")
-"""Inputs that say nothing: what the model answers to them is its prior for the labels."""
+LABEL_BATCH = 8
+"""Labels scored in one forward pass."""
 
 MESSAGE_ROOM = 32
 """Tokens that a role's own words must leave to the customer's."""
@@ -48,6 +49,16 @@ class _Request:
     urgent: bool
 
 
+@dataclass(slots=True, eq=False)
+class _Labelling:
+    """One text to be scored by a role, and its answer."""
+
+    role: LabelRole
+    text: str
+    deadline: float
+    answer: Future[Any]
+
+
 class QwenEngine:
     """engine.types.Engine on a Qwen2 chat model, in fp32 on the CPU. Made by load(); ends with close()."""
 
@@ -57,8 +68,8 @@ class QwenEngine:
         self._config = config
         self._stops = _stop_tokens(model, tokenizer)
         self._readings: dict[LabelRole, tuple[Tensor, Tensor]] = {}
-        self._inbox: SimpleQueue[_Request | None] = SimpleQueue()
-        self._urgent: deque[_Request] = deque()
+        self._inbox: SimpleQueue[_Request | _Labelling | None] = SimpleQueue()
+        self._urgent: deque[_Request | _Labelling] = deque()
         self._replies: deque[_Request] = deque()
         self._closed = False
         self._thread = Thread(target=self._serve, name="engine", daemon=True)
@@ -88,7 +99,8 @@ class QwenEngine:
         context_tokens loses its middle. Raises EngineError, DeadlineExceeded, EngineClosed; ConfigError as check().
         """
         deadline = time.monotonic() + self._config.deadline_s
-        return await self._ask(_one_step(lambda: self._label(role, text, deadline)), urgent=True)
+        answer: LabelScores = await self._answer(_Labelling(role, text, deadline, Future()))
+        return answer
 
     async def write(self, role: TextRole, turns: Sequence[Turn], on_text: OnText | None = None) -> Reply:
         """Answer the last turn, which is the customer's. Special tokens and half characters never reach the text.
@@ -128,12 +140,14 @@ class QwenEngine:
         await asyncio.to_thread(self._thread.join)
 
     async def _ask(self, steps: Steps[T], *, urgent: bool) -> T:
+        answer: T = await self._answer(_Request(steps, Future(), urgent))
+        return answer
+
+    async def _answer(self, request: _Request | _Labelling) -> Any:
         if self._closed:
             raise EngineClosed("the engine was closed: start frontdesk again")
-        request = _Request(steps, Future(), urgent)
         self._inbox.put(request)
-        answer: T = await asyncio.wrap_future(request.answer)
-        return answer
+        return await asyncio.wrap_future(request.answer)
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -142,7 +156,11 @@ class QwenEngine:
             torch.set_num_threads(self._config.threads)
         with torch.inference_mode():
             while self._collect():
-                self._advance((self._urgent or self._replies).popleft())
+                request = (self._urgent or self._replies).popleft()
+                if isinstance(request, _Labelling):
+                    self._label([request, *self._alike(request)])
+                else:
+                    self._advance(request)
         for request in [*self._urgent, *self._replies]:
             _settle(request, EngineClosed("the engine was closed before it had answered"))
 
@@ -152,8 +170,22 @@ class QwenEngine:
             request = self._inbox.get()
             if request is None:
                 return False
-            (self._urgent if request.urgent else self._replies).append(request)
+            if isinstance(request, _Labelling) or request.urgent:
+                self._urgent.append(request)
+            else:
+                self._replies.append(request)
         return True
+
+    def _alike(self, first: _Labelling) -> list[_Labelling]:
+        """Those at the head of the line that can be scored together with `first`; they leave the line."""
+        found: list[_Labelling] = []
+        while self._urgent and len(found) < LABEL_BATCH - 1:
+            request = self._urgent[0]
+            if not isinstance(request, _Labelling) or request.role != first.role:
+                break
+            self._urgent.popleft()
+            found.append(request)
+        return found
 
     def _advance(self, request: _Request) -> None:
         """One step of `request`, and its place in line behind the other replies when it is not done."""
@@ -178,20 +210,41 @@ class QwenEngine:
         else:
             self._budget_beside(role)
 
-    def _label(self, role: LabelRole, text: str, deadline: float) -> LabelScores:
-        _refuse_late(deadline)
+    def _label(self, requests: list[_Labelling]) -> None:
+        """Score texts for one role together; where that fails, each alone, so that none fails for its neighbour."""
+        waiting = [each for each in requests if not each.answer.cancelled()]
+        try:
+            found: list[Any] = self._scores(waiting)
+        except Exception as cause:
+            if len(waiting) > 1:
+                for each in waiting:
+                    self._label([each])
+                return
+            found = [cause if isinstance(cause, FrontdeskError) else _failure(cause)]
+        for each, outcome in zip(waiting, found, strict=False):
+            _settle(each, outcome)
+
+    def _scores(self, requests: list[_Labelling]) -> list[LabelScores]:
+        if not requests:
+            return []
+        role = requests[0].role
+        for each in requests:
+            _refuse_late(each.deadline)
         tokens, prior = self._reading(role)
         budget = self._budget()
-        text = cut(text, lambda kept: len(self._chat.question(role, kept)), budget)
-        scores = torch.softmax(self._log_scores(role, text, tokens) - prior, dim=-1)
-        return LabelScores(dict(zip(role.labels, scores.tolist(), strict=True)))
+        prompts = [
+            self._chat.question(role, cut(each.text, lambda kept: len(self._chat.question(role, kept)), budget))
+            for each in requests
+        ]
+        scores = torch.softmax(self._log_scores(prompts, tokens) - prior, dim=-1).tolist()
+        return [LabelScores(dict(zip(role.labels, row, strict=True))) for row in scores]
 
     def _reading(self, role: LabelRole) -> tuple[Tensor, Tensor]:
         """First tokens of the labels, and the log of their prior: (labels,) each."""
         if role not in self._readings:
             self._refuse_crowding(role, self._chat.question(role, ""), self._budget())
             tokens = torch.tensor(self._first_tokens(role))
-            scores = torch.stack([self._log_scores(role, text, tokens) for text in CONTENT_FREE])
+            scores = self._log_scores([self._chat.question(role, text) for text in CONTENT_FREE], tokens)
             self._readings[role] = tokens, scores.exp().mean(dim=0).log()
         return self._readings[role]
 
@@ -209,9 +262,9 @@ class QwenEngine:
             owners[tokens[0]] = label
         return list(owners)
 
-    def _log_scores(self, role: LabelRole, text: str, tokens: Tensor) -> Tensor:
-        """Log-probabilities (labels,) of the labels' first tokens among themselves."""
-        return torch.log_softmax(self._forward(self._chat.question(role, text))[tokens].double(), dim=-1)
+    def _log_scores(self, prompts: list[list[int]], tokens: Tensor) -> Tensor:
+        """Log-probabilities (prompts, labels) of the labels' first tokens among themselves."""
+        return torch.log_softmax(self._forward(prompts)[:, tokens].double(), dim=-1)
 
     def _write(self, role: TextRole, turns: list[Turn], show: OnText, asked: float) -> Steps[Reply]:
         """The reply, one token a step. Its cache lives as long as this generator."""
@@ -226,7 +279,7 @@ class QwenEngine:
             if reply and time.monotonic() >= deadline:
                 stopped = StopReason.DEADLINE
                 break
-            token = draw(self._forward(new, cache), reply)
+            token = draw(self._forward([new], cache)[0], reply)
             first_token_s = first_token_s or time.monotonic() - asked
             if token in self._stops:
                 stopped = StopReason.END
@@ -270,15 +323,20 @@ class QwenEngine:
                 "a message: raise engine.context_tokens, or shorten business.about and business.facts"
             )
 
-    def _forward(self, tokens: list[int], cache: DynamicCache | None = None) -> Tensor:
-        """Logits (vocabulary,) of what follows `tokens`, which come after those in `cache` and are added to it."""
+    def _forward(self, prompts: list[list[int]], cache: DynamicCache | None = None) -> Tensor:
+        """Logits (prompts, vocabulary) of what follows each prompt. With a cache there is one prompt, which comes after
+        what is in it and is added to it. Padding is on the right, where a causal model does not see it.
+        """
+        longest = max(map(len, prompts))
+        ends = [len(prompt) - 1 for prompt in prompts]
+        kept = sorted(set(ends))
         output = self._model(
-            input_ids=torch.tensor([tokens]),
+            input_ids=torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts]),
             past_key_values=cache,
             use_cache=cache is not None,
-            logits_to_keep=1,
+            logits_to_keep=torch.tensor(kept),
         )
-        logits: Tensor = output.logits[0, -1]
+        logits: Tensor = output.logits[range(len(prompts)), [kept.index(end) for end in ends]]
         if not torch.isfinite(logits).all():
             raise EngineError("the model produced numbers that are not numbers: run `frontdesk model pull` to check it")
         return logits
@@ -290,7 +348,7 @@ def _one_step(work: Callable[[], T]) -> Steps[T]:
     yield  # makes this a generator
 
 
-def _settle(request: _Request, outcome: object) -> None:
+def _settle(request: _Request | _Labelling, outcome: object) -> None:
     """Answer the caller, unless it no longer waits."""
     if not request.answer.set_running_or_notify_cancel():
         return

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from engine.types import LabelRole, TextRole
 
+CONTENT_FREE = ("", "N/A", "……")
+"""Inputs that say nothing: what a model answers to them is its prior for the labels."""
+
 SENTIMENT_LABELS = ("正面", "负面")
 INTENT_LABELS = ("订单", "物流", "退款", "发票", "价格", "其他")
 

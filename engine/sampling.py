@@ -28,3 +28,8 @@ def penalise(logits: Tensor, tokens: Iterable[int], penalty: float) -> Tensor:
     scores = penalised[seen]
     penalised[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
     return penalised
+
+
+def penalise_rows(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """penalise() for many positions at once: `logits` (rows, vocabulary), `seen` a mask of the same shape."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -67,6 +67,14 @@ def migrated() -> bytes:
         return file.read_bytes()
 
 
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a tiny Qwen2 whose weights are random."""
+    from tests.fakes.random_model import make  # imports torch and transformers
+
+    return make(tmp_path_factory.mktemp("random-model"))
+
+
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
     file = tmp_path / "frontdesk.db"

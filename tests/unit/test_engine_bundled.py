@@ -1,33 +1,46 @@
 import json
+import re
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
+from random import Random
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from engine import bundled
-from engine.bundled.make import make
+from engine import bundled, roles
+from engine.bundled import texts, tokenizer, train
+from engine.chat import Chat
+from engine.types import Speaker, Turn
 
 ROOT = Path(__file__).parents[2]
 QWEN = ROOT / "../shared/qwen1.5-0.5b-chat"
-MADE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+EVALUATED = ROOT / "../shared/eval"
+FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
 
-def test_the_bundled_model_is_made_again_byte_for_byte(tmp_path: Path) -> None:
-    make(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(MADE)
-    for name in MADE:
-        assert (tmp_path / name).read_bytes() == (bundled.PATH / name).read_bytes(), name
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat(AutoTokenizer.from_pretrained(bundled.PATH))
+
+
+@pytest.fixture
+def teacher(chat: Chat) -> train.Teacher:
+    glad, sad = texts.Message("so good", False, "en"), texts.Message("太差", True, "zh")
+    asked = texts.Message("where is my invoice", False, "en", "invoice")
+    public = {"online_shopping": [sad], "goemotions": [glad], "sst2": [glad], "imdb": [glad], "bitext": [asked]}
+    return train.Teacher(chat, public, Random(1))
+
+
+# -- the files ---------------------------------------------------------------------------------------
 
 
 def test_the_bundled_model_is_small() -> None:
-    assert sum((bundled.PATH / name).stat().st_size for name in MADE) < 2_000_000
-
-
-def test_config_and_card_say_that_the_weights_are_random() -> None:
-    assert bundled.is_random()
-    assert "weights are random" in (bundled.PATH / "card.md").read_text(encoding="utf-8")
+    assert sum((bundled.PATH / name).stat().st_size for name in FILES) < 20_000_000
+    model = Qwen2ForCausalLM.from_pretrained(bundled.PATH)
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 10_000_000
 
 
 def test_every_file_of_the_bundled_model_is_package_data() -> None:
@@ -38,19 +51,23 @@ def test_every_file_of_the_bundled_model_is_package_data() -> None:
     assert all(any(fnmatch(name, glob) for glob in globs) for name in files)
 
 
-def test_the_label_words_are_single_tokens() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(bundled.PATH)
-    words = json.loads((bundled.PATH / "words.json").read_text(encoding="utf-8"))["labels"]
-    for label in " ".join(words).split():
-        assert len(tokenizer.encode(label)) == 1
+def test_the_card_says_what_the_model_is_not_for() -> None:
+    assert "not for customers" in (bundled.PATH / "card.md").read_text(encoding="utf-8").casefold()
+
+
+@pytest.mark.parametrize("label", [*roles.SENTIMENT_LABELS, *roles.INTENT_LABELS])
+def test_a_label_word_is_one_token(chat: Chat, label: str) -> None:
+    assert len(chat.encode(label)) == 1
 
 
 def test_qwens_special_tokens_come_after_the_vocabulary() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(bundled.PATH)
+    words = AutoTokenizer.from_pretrained(bundled.PATH)
     config = json.loads((bundled.PATH / "config.json").read_text(encoding="utf-8"))
-    assert tokenizer.get_added_vocab() == {"<|endoftext|>": 2045, "<|im_start|>": 2046, "<|im_end|>": 2047}
-    assert config["vocab_size"] == len(tokenizer)
-    assert config["eos_token_id"] == tokenizer.eos_token_id == 2047
+    last = config["vocab_size"]
+    assert words.get_added_vocab() == {"<|endoftext|>": last - 3, "<|im_start|>": last - 2, "<|im_end|>": last - 1}
+    assert len(words) == last
+    assert 4_000 <= last <= 8_000
+    assert config["eos_token_id"] == words.eos_token_id == last - 1
 
 
 @pytest.mark.skipif(not QWEN.is_dir(), reason="the real Qwen tokenizer is not on this machine")
@@ -72,3 +89,166 @@ def test_text_is_split_as_qwen_splits_it() -> None:
         for path in (bundled.PATH, QWEN)
     )
     assert ours == theirs
+
+
+def test_no_entry_swallows_half_a_chinese_clause() -> None:
+    entries = Tokenizer.from_file(str(bundled.PATH / "tokenizer.json")).get_vocab()
+    long = [entry for entry in entries if len(entry) > tokenizer.LONGEST_CHINESE and not entry.isascii()]
+    assert long == []
+
+
+# -- the texts ---------------------------------------------------------------------------------------
+
+
+def test_every_intent_has_hundreds_of_phrasings_and_answers_in_both_languages() -> None:
+    written = texts.written()
+    for intent, answers in texts.replies().items():
+        assert sum(message.intent == intent for message in written) >= 200, intent
+        assert set(answers) == set(texts.LANGUAGES)
+        for language in texts.LANGUAGES:
+            assert sum((each.intent, each.language) == (intent, language) for each in written) >= 150
+            assert answers[language]
+
+
+def test_no_answer_holds_a_number_the_model_could_invent() -> None:
+    answers = [text for languages in texts.replies().values() for found in languages.values() for text in found]
+    assert [text for text in answers if re.search(r"\d", text)] == []
+
+
+def test_held_out_templates_and_their_words_are_not_in_the_training_generator() -> None:
+    learned, held = texts.templates(texts.CORPUS), texts.templates(texts.HELDOUT)
+    words = {word.casefold() for template in learned for found in template.words.values() for word in found}
+    for template in held:
+        assert template.text not in {each.text for each in learned}
+        for slot in template.slots:
+            assert len(template.words[slot]) >= 8
+            assert not words & {word.casefold() for word in template.words[slot]}
+    for language in texts.LANGUAGES:
+        names = {each.phenomenon for each in held if each.language == language}
+        assert names >= {"plain", "negation", "contrast", "sarcasm", "mild", "furious", "neutral", "comparison"}
+
+
+def test_every_intent_has_held_out_phrasings_in_both_languages() -> None:
+    held = texts.held_out_replies()
+    assert len(held) >= 100
+    known = {message.text.casefold() for message in texts.written()}
+    assert not known & {message.text.casefold() for message in held}
+    for intent in texts.replies():
+        for language in texts.LANGUAGES:
+            assert sum((each.intent, each.language) == (intent, language) for each in held) >= 5
+
+
+@pytest.mark.skipif(not EVALUATED.is_dir(), reason="the evaluation sets are not on this machine")
+def test_nothing_that_was_written_is_in_the_sets_it_is_measured_on() -> None:
+    lines = [line for file in EVALUATED.iterdir() for line in file.read_text(encoding="utf-8").split("\n")]
+    measured = {_bare(re.sub(r"^[01],|\t[01]$", "", line)) for line in lines} - {""}
+    assert [message.text for message in texts.written() if _bare(message.text) in measured] == []
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).casefold()
+
+
+def test_a_file_with_a_stray_line_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "stray.en.txt"
+    file.write_text("# one\n+ fine\nwhat is this\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"stray\.en\.txt.*what is this"):
+        texts.read_sections(file)
+
+
+# -- what is learned ---------------------------------------------------------------------------------
+
+
+def test_a_mood_is_asked_for_as_in_serving_and_only_its_label_is_learned(chat: Chat, teacher: train.Teacher) -> None:
+    prefix = chat.question(roles.sentiment(), "")[:20]
+    labels = {chat.encode(label)[0] for label in roles.SENTIMENT_LABELS}
+    for example in teacher.moods(200):
+        assert example.ids[:20] == prefix
+        (at,) = example.targets
+        assert at == len(example.ids) - 1
+        assert set(example.targets[at]) == labels
+        assert sum(example.targets[at].values()) == pytest.approx(1)
+
+
+def test_of_a_conversation_only_whole_answers_are_learned(chat: Chat, teacher: train.Teacher) -> None:
+    end = chat.encode("<|im_end|>")[0]
+    known = {text for languages in texts.replies().values() for found in languages.values() for text in found}
+    for example in teacher.conversations(50):
+        spoken, answers = [], []
+        for odds in example.targets.values():
+            (token,) = odds
+            if token == end:
+                answers.append(chat.text(spoken))
+                spoken = []
+            else:
+                spoken.append(token)
+        assert spoken == []
+        assert set(answers) <= known
+
+
+def test_a_conversation_without_roughness_is_what_the_engine_renders(
+    chat: Chat, teacher: train.Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "SCATTER", 0)
+    monkeypatch.setattr(train, "FORGET", 0)
+    role = roles.reply()
+    ids = chat.prompt(role, [])[: -len(chat.encode("<|im_start|>assistant\n"))]
+    ids += teacher._asked("几点开门？", first=True)
+    assert ids == chat.prompt(role, [Turn(Speaker.USER, "几点开门？")])
+    ids += chat.encode("看首页。") + chat.encode("<|im_end|>") + teacher._asked("thank you", first=False)
+    turns = [Turn(Speaker.USER, "几点开门？"), Turn(Speaker.ASSISTANT, "看首页。"), Turn(Speaker.USER, "thank you")]
+    assert ids == chat.prompt(role, turns)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_what_is_read_once_a_batch_changes_no_loss(random_model: Path, teacher: train.Teacher, penalty: float) -> None:
+    model = Qwen2ForCausalLM.from_pretrained(random_model, dtype=torch.float32)
+    room = model.config.vocab_size
+    examples = [
+        train.Example(
+            [each % room for each in example.ids],
+            {at: {t % room: s for t, s in odds.items()} for at, odds in example.targets.items()},
+        )
+        for example in teacher.conversations(3)
+    ]
+    with torch.no_grad():
+        together = train.loss_of(model, examples, penalty).item()
+        counts = [len(example.targets) for example in examples]
+        alone = [train.loss_of(model, [example], penalty).item() for example in examples]
+    assert together == pytest.approx(sum(a * c for a, c in zip(alone, counts, strict=True)) / sum(counts), rel=0.02)
+
+
+def test_training_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SAVE", 1)
+    monkeypatch.setattr(train, "ENTRIES", 1_000)
+    monkeypatch.setattr(train, "_config", _tiny)
+    monkeypatch.setattr(texts, "written", lambda: tuple(_few()))
+    monkeypatch.setattr(train, "LABEL_TOKENS", 120)
+    monkeypatch.setattr(train, "REPLY_TOKENS", 120)
+    public = {name: _few()[:8] for name in ("online_shopping", "goemotions", "sst2", "imdb", "bitext")}
+    work, out = tmp_path / "work", tmp_path / "out"
+    train.train(public, 2, out, work)
+    train.train(public, 3, out, work)
+    state = torch.load(work / "checkpoint.pt", weights_only=True)
+    assert [entry["step"] for entry in state["log"]] == [2, 3]
+    assert {file.name for file in out.iterdir()} == {*FILES, "training.png"}
+
+
+def _few() -> list[texts.Message]:
+    return [message for intent in texts.replies() for message in _of(intent)]
+
+
+def _of(intent: str) -> list[texts.Message]:
+    return [
+        texts.Message(f"{intent} {language} words", intent == "complaint", language, intent)
+        for language in texts.LANGUAGES
+    ]
+
+
+def _tiny(words: Tokenizer) -> object:
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=words.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The engine on the bundled model: what it says equals what transformers says, and its thread keeps its promises."""
+"""The engine on random weights: what it says equals what transformers says, and its thread keeps its promises."""
 
 import asyncio
 import threading
@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,12 +28,16 @@ TALK = [*QUESTION, Turn(Speaker.ASSISTANT, "今天下午。"), Turn(Speaker.USER
 
 
 class Watched:
-    """The model, with every call noted, and held up, falsified or slowed where a test wants it."""
+    """The model, with every call noted, and held up, falsified or slowed where a test wants it.
+
+    `change` gets the logits (vocabulary,) of the last token of each call's first prompt.
+    """
 
     def __init__(self, model: Qwen2ForCausalLM) -> None:
         self.model = model
         self.config, self.generation_config = model.config, model.generation_config
         self.calls: list[tuple[list[int], Any]] = []
+        self.widths: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
         self.change: Callable[[torch.Tensor], object] = lambda logits: None
@@ -42,6 +47,7 @@ class Watched:
         assert self.gate.wait(10)
         logits = self.model(input_ids=input_ids, past_key_values=past_key_values, **options).logits.clone()
         self.change(logits[0, -1])
+        self.widths.append(len(input_ids))
         return SimpleNamespace(logits=logits)
 
     @asynccontextmanager
@@ -64,8 +70,8 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
-    return read(bundled.PATH, lambda share: None)
+def parts(random_model: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
+    return read(random_model, lambda share: None)
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +196,45 @@ async def test_a_label_is_scored_by_its_first_token_and_freed_of_its_prior(
 
 async def test_a_label_is_one_forward_pass_once_the_prior_is_known(engine: QwenEngine, watched: Watched) -> None:
     await engine.check(MOOD)
-    assert len(watched.calls) == len(CONTENT_FREE)
+    assert watched.widths == [len(CONTENT_FREE)]
     await engine.label(MOOD, "好")
     await engine.label(MOOD, "不好")
-    assert len(watched.calls) == len(CONTENT_FREE) + 2
+    assert watched.widths == [len(CONTENT_FREE), 1, 1]
+
+
+async def test_labels_that_wait_together_are_one_forward_pass_and_score_as_alone(
+    engine: QwenEngine, watched: Watched
+) -> None:
+    texts = ["好", "不好", "发货很快，但是东西是坏的", "what a pity", "x" * 30]
+    alone = [await engine.label(MOOD, text) for text in texts]
+    watched.widths.clear()
+    async with watched.held():
+        first = asyncio.create_task(engine.label(MOOD, "first"))
+        await watched.called(len(watched.calls) + 1)
+        tasks = [asyncio.create_task(engine.label(MOOD, text)) for text in texts]
+        await asyncio.sleep(0.01)
+    together = [await task for task in tasks]
+    await first
+    assert watched.widths == [1, len(texts)]
+    for one, other in zip(alone, together, strict=True):
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+
+
+async def test_a_label_that_fails_fails_alone_also_where_it_was_scored_with_others(
+    engine: QwenEngine, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.check(MOOD)
+    question = engine._chat.question
+    monkeypatch.setattr(
+        engine._chat, "question", lambda role, text: question(role, text) if text != "poison" else 1 / 0
+    )
+    async with watched.held():
+        first = asyncio.create_task(engine.label(MOOD, "first"))
+        await watched.called(len(watched.calls) + 1)
+        tasks = [asyncio.create_task(engine.label(MOOD, text)) for text in ("好", "poison", "不好")]
+        await asyncio.sleep(0.01)
+    outcomes = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert [isinstance(outcome, EngineError) for outcome in outcomes] == [False, False, True, False]
 
 
 async def test_content_free_input_favours_no_label_when_it_is_all_there_is(
@@ -276,14 +317,14 @@ async def test_a_request_that_waited_past_its_deadline_costs_no_model_work(make:
     await engine.check(MOOD)
     async with watched.held():
         first = asyncio.create_task(engine.write(GREEDY, QUESTION))
-        await watched.called(len(CONTENT_FREE) + 1)
+        await watched.called(2)
         late = [asyncio.create_task(engine.label(MOOD, "好")), asyncio.create_task(engine.write(GREEDY, QUESTION))]
         await asyncio.sleep(0.6)
     for task in late:
         with pytest.raises(DeadlineExceeded):
             await task
     assert (await first).tokens == 1
-    assert len(watched.calls) == len(CONTENT_FREE) + 1
+    assert len(watched.calls) == 2
 
 
 # -- the window ------------------------------------------------------------------------------------
@@ -308,7 +349,7 @@ async def test_a_message_beyond_the_window_keeps_its_head_and_tail(
     await engine.check(MOOD)
     await engine.write(GREEDY, [Turn(Speaker.USER, long)])
     await engine.label(MOOD, long)
-    for prompt in (watched.calls[len(CONTENT_FREE)][0], watched.calls[-1][0]):
+    for prompt in (watched.calls[1][0], watched.calls[-1][0]):
         assert 140 <= len(prompt) <= 150
         assert "HEAD" in tokenizer.decode(prompt)
         assert "TAIL" in tokenizer.decode(prompt)

@@ -1,0 +1,500 @@
+"""Train the bundled model: `python -m engine.bundled.train FOLDER_OF_THE_PUBLIC_SETS [--steps N] [--out DIRECTORY]`.
+
+About an hour on two cores. Interrupted, the same command goes on from the last checkpoint. card.md says what the model
+is for, where the public sets come from, and how well it does.
+
+Prompts are rendered by engine.chat from engine.roles, as in serving. Of a mood or an intent only the label is learned,
+of a conversation only the answers: no word of a customer, and so none of the public sets, can come out of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+
+from engine import roles
+from engine.bundled import PATH, texts, tokenizer
+from engine.bundled.texts import Message
+from engine.chat import Chat
+from engine.sampling import penalise_rows
+from engine.types import LabelRole, Speaker, TextRole, Turn
+
+SEED = 20
+ENTRIES = 8_000
+STEPS = 6_000
+LABEL_TOKENS, REPLY_TOKENS = 1_800, 700
+"""Of one step, of either kind, beside the instructions, which are read once a batch; padding counts."""
+PEAK_LR, FINAL_SHARE, WARM_UP = 1.5e-3, 0.03, 150
+SMOOTHING = 0.06
+"""What a mood's label leaves to the others: the model shall not be surer than it is right."""
+SCATTER, FORGET = 0.08, 0.03
+"""Shares of a message's tokens that are spelt in pieces, or left out: real people write words we have not seen."""
+REPORT, SAVE = 500, 1_000
+
+SHARES = {
+    "online_shopping": 0.36,
+    "goemotions": 0.13,
+    "sst2": 0.085,
+    "imdb": 0.015,
+    "written": 0.30,
+    "templates": 0.08,
+    "bitext": 0.02,
+    "nothing": 0.01,
+}
+"""How often each source gives a message whose mood is learned."""
+INTENTS = 0.12
+"""Share of the label batches that are about intents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids, and for the positions in `targets` what follows them: one token, or odds of several."""
+
+    ids: list[int]
+    targets: dict[int, dict[int, float]]
+
+
+class Teacher:
+    """Makes examples, without end, from everything there is to learn."""
+
+    def __init__(self, chat: Chat, public: dict[str, list[Message]], random: Random) -> None:
+        self._chat = chat
+        self._random = random
+        self._sources = {name: [each for each in found if not held_back(each)] for name, found in public.items()}
+        self._sources["written"] = [each for each in texts.written() if not held_back(each)]
+        self._intents = _by_language_and_intent(self._sources["written"])
+        self._templates = texts.templates(texts.CORPUS)
+        self._mood, self._intent = roles.sentiment(), roles.intent()
+        self._end, self._gap = chat.encode("<|im_end|>"), chat.encode("\n")
+        self._opening = chat.encode("<|im_start|>assistant\n")
+        self._empty_turn = self._turn("")
+        self._pieces: dict[int, list[int]] = {}
+
+    # -- labels ------------------------------------------------------------------------------------
+
+    def moods(self, count: int) -> list[Example]:
+        """Messages and their moods."""
+        return [self._mood_of(source) for source in self._random.choices(list(SHARES), list(SHARES.values()), k=count)]
+
+    def intents(self, count: int) -> list[Example]:
+        """Messages and what they are about."""
+        return [self._intent_of(self._asking()) for _ in range(count)]
+
+    def _mood_of(self, source: str) -> Example:
+        if source == "nothing":
+            text = self._random.choice((*roles.CONTENT_FREE, "...", "。", "？", "-", "hm", "嗯"))
+            return self._labelled(self._mood, text, dict.fromkeys(self._mood.labels, 1 / len(self._mood.labels)))
+        if source == "templates":
+            return self._judged(self._random.choice(self._templates).fill(self._random))
+        return self._judged(self._joined(self._random.choice(self._sources[source]), source))
+
+    def _joined(self, message: Message, source: str) -> Message:
+        """Now and then two written messages of one mood as one."""
+        if source == "written" and self._random.random() < 0.15:
+            other = self._random.choice(self._sources[source])
+            if (other.negative, other.language) == (message.negative, message.language):
+                gap = self._random.choice(("，", "。", " ") if message.language == "zh" else (". ", ", ", " "))
+                return Message(message.text + gap + other.text, message.negative, message.language)
+        return message
+
+    def _judged(self, message: Message) -> Example:
+        glad, sad = self._mood.labels
+        right, wrong = (sad, glad) if message.negative else (glad, sad)
+        return self._labelled(
+            self._mood, texts.vary(message, self._random).text, {right: 1 - SMOOTHING, wrong: SMOOTHING}
+        )
+
+    def _asking(self) -> Message:
+        if self._random.random() < 0.15:
+            return self._random.choice(self._sources["bitext"])
+        return self._random.choice(self._intents[self._random.choice(list(self._intents))])
+
+    def _intent_of(self, message: Message) -> Example:
+        label = texts.INTENT_LABEL.get(message.intent, texts.OTHER)
+        return self._labelled(self._intent, texts.vary(message, self._random).text, {label: 1.0})
+
+    def _labelled(self, role: LabelRole, text: str, odds: dict[str, float]) -> Example:
+        ids = self._chat.question(role, text)
+        empty = self._chat.question(role, "")
+        ids = self._roughened(ids, _common(empty, ids), len(ids) - _common(empty[::-1], ids[::-1]))
+        return Example(ids, {len(ids) - 1: {self._chat.encode(label)[0]: share for label, share in odds.items()}})
+
+    # -- replies -----------------------------------------------------------------------------------
+
+    def conversations(self, count: int) -> list[Example]:
+        """Of customers of one shop, so that its instructions are read once a batch."""
+        role = self._shop()
+        return [self._conversation(role) for _ in range(count)]
+
+    def _conversation(self, role: TextRole) -> Example:
+        """One to four questions of one customer and the answers to them."""
+        language = self._random.choice(texts.LANGUAGES)
+        intents = [each for each in self._intents if each[0] == language]
+        ids = self._chat.prompt(role, [])[: -len(self._opening)]
+        targets: dict[int, dict[int, float]] = {}
+        for number in range(self._random.choice((1, 2, 3, 4))):
+            of_language = language if self._random.random() < 0.95 else self._random.choice(texts.LANGUAGES)
+            intent = (of_language, self._random.choice(intents)[1])
+            message = texts.vary(self._random.choice(self._intents[intent]), self._random)
+            ids += self._asked(message.text, first=number == 0)
+            for token in [*self._chat.encode(self._random.choice(self._answers(intent))), *self._end]:
+                targets[len(ids) - 1] = {token: 1.0}
+                ids.append(token)
+        return Example(ids, targets)
+
+    def _answers(self, intent: tuple[str, str]) -> Sequence[str]:
+        language, name = intent
+        return texts.replies()[name][language]
+
+    def _asked(self, text: str, first: bool) -> list[int]:
+        """The tokens of a customer's turn up to where the assistant begins, as the template has them."""
+        turn = self._turn(text)
+        end = len(turn) - _common(self._empty_turn[::-1], turn[::-1])
+        turn = self._roughened(turn, _common(self._empty_turn, turn), end)
+        return turn if first else self._gap + turn
+
+    def _turn(self, text: str) -> list[int]:
+        nobody = TextRole("", "")
+        before = len(self._chat.prompt(nobody, [])) - len(self._opening)
+        return self._chat.prompt(nobody, [Turn(Speaker.USER, text)])[before:]
+
+    def _shop(self) -> TextRole:
+        """The reply role of some shop: a model that has seen one alone would not know its role at another."""
+        name, about, facts = self._random.choice(_NAMES), self._random.choice(_ABOUT), list(_FACTS)
+        self._random.shuffle(facts)
+        return roles.reply(name, about, facts[: self._random.choice((0, 0, 1, 2, 3))])
+
+    # -- rougher than it was written ---------------------------------------------------------------
+
+    def _roughened(self, ids: list[int], start: int, end: int) -> list[int]:
+        rough = ids[:start]
+        for token in ids[start:end]:
+            drawn = self._random.random()
+            if drawn < SCATTER:
+                rough += self._spelt(token)
+            elif drawn > FORGET + SCATTER or end - start < 4:
+                rough.append(token)
+        return rough + ids[end:]
+
+    def _spelt(self, token: int) -> list[int]:
+        """A token's characters, each by itself; tokens of parts of characters stay as they are."""
+        if token not in self._pieces:
+            text = self._chat.text([token]) if token else ""
+            whole = self._chat.encode(text) == [token]
+            self._pieces[token] = [each for char in text for each in self._chat.encode(char)] if whole else [token]
+        return self._pieces[token]
+
+
+_NAMES = (
+    *("", "", "Blue Door", "Harbour Cycles", "Mill Lane Bakery", "Lotus", "Northern Light", "The Paper Shop"),
+    *("晨光小店", "晨光小店 Morning Light", "小鹿家居", "四季花坊", "老街书店", "云朵童装", "好味厨房", "阿强数码"),
+)
+_ABOUT = (
+    *("", "", "A small shop for tea, cups and tea sets.", "We sell and repair bicycles.", "Clothes for children."),
+    *("一家卖茶叶和茶具的小店。", "手机配件和维修。", "家常菜外卖。", "Books, paper and pens.", "鲜花当天配送。"),
+)
+_FACTS = (
+    *("Open Monday to Saturday, 9:00 to 18:00.", "Delivery takes two to four days and is free from 99 yuan."),
+    *("Unused goods can be returned or exchanged within 7 days.", "Closed on public holidays.", "We ship abroad."),
+    *(
+        "营业时间每天 10:00 到 21:00。",
+        "满 59 元包邮，一般三天内送到。",
+        "七天无理由退换。",
+        "可以开电子发票。",
+        "周一休息。",
+    ),
+    *(
+        "Gift wrapping costs 2 euros.",
+        "Pick-up at the shop is free.",
+        "会员九五折。",
+        "门店在地铁站旁边。",
+        "All prices include tax.",
+    ),
+)
+
+
+def held_back(message: Message) -> bool:
+    """One message in forty is never learned from: how well these are judged is what training watches."""
+    return Random(message.text).random() < 0.025
+
+
+def _by_language_and_intent(messages: Sequence[Message]) -> dict[tuple[str, str], list[Message]]:
+    found: dict[tuple[str, str], list[Message]] = {}
+    for message in messages:
+        if message.intent:
+            found.setdefault((message.language, message.intent), []).append(message)
+    return found
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two lists begin with in common."""
+    return next((index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+
+
+# -- batches -----------------------------------------------------------------------------------------
+
+
+def batches(draw: Callable[[int], list[Example]], tokens: int) -> Iterator[list[Example]]:
+    """Batches of at most `tokens` beside what they begin with in common, of examples of like length."""
+    order = Random(SEED)
+    while True:
+        pool = sorted(draw(tokens // 3), key=lambda example: len(example.ids))
+        shared = _shared(pool)
+        made: list[list[Example]] = [[]]
+        for example in pool:
+            if (len(made[-1]) + 1) * (len(example.ids) - shared) > tokens and made[-1]:
+                made.append([])
+            made[-1].append(example)
+        order.shuffle(made)
+        yield from made
+
+
+def _shared(examples: Sequence[Example]) -> int:
+    """How many tokens all begin with, which are read once; what is learned comes later."""
+    first = examples[0].ids
+    return min(min(_common(first, each.ids) for each in examples), *(min(each.targets) for each in examples))
+
+
+def loss_of(model: Qwen2ForCausalLM, examples: list[Example], penalty: float = 1.0) -> Tensor:
+    """Mean cross-entropy at the targets. Padding is on the right, where a causal model does not see it.
+
+    `penalty` is the repetition penalty the answers will be drawn with: logits are lowered here as they will be there.
+    """
+    shared, longest = _shared(examples), max(len(example.ids) for example in examples)
+    ids = torch.tensor([example.ids[shared:] + [0] * (longest - len(example.ids)) for example in examples])
+    rows = [(row, at - shared, odds) for row, each in enumerate(examples) for at, odds in each.targets.items()]
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = DynamicCache(config=model.config)
+        model.model(input_ids=torch.tensor([examples[0].ids[:shared]]), past_key_values=cache)
+        cache.batch_repeat_interleave(len(examples))
+        hidden = model.model(input_ids=ids, past_key_values=cache).last_hidden_state
+        wanted = hidden[[row for row, _, _ in rows], [at for _, at, _ in rows]]
+        logits = model.lm_head(wanted).float()
+    target = torch.zeros_like(logits)
+    for number, (_, _, odds) in enumerate(rows):
+        for token, share in odds.items():
+            target[number, token] = share
+    if penalty != 1:
+        logits = penalise_rows(logits, _said_before(examples, logits), penalty)
+    return functional.cross_entropy(logits, target)
+
+
+def _said_before(examples: list[Example], logits: Tensor) -> Tensor:
+    """(targets, vocabulary): which tokens the answer already holds, for every target."""
+    said = torch.zeros_like(logits, dtype=torch.bool)
+    number = 0
+    for example in examples:
+        previous = -2
+        for at in example.targets:
+            if at == previous + 1:
+                said[number] = said[number - 1]
+                said[number, example.ids[at]] = True
+            previous, number = at, number + 1
+    return said
+
+
+# -- training ----------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("public", type=Path, help="the folder with the public sets that card.md names")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=PATH, help="where the model's files go")
+    parser.add_argument("--work", type=Path, default=Path("build/bundled"), help="where checkpoints go")
+    options = parser.parse_args()
+    train(texts.public(options.public), options.steps, options.out, options.work)
+
+
+def train(public: dict[str, list[Message]], steps: int, out: Path, work: Path) -> None:
+    """Learn for `steps` steps, or go on from the checkpoint in `work`; write the model's files to `out`."""
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    words = _tokenizer(public, work / "tokenizer.json")
+    chat = Chat(tokenizer.wrapped(words))
+    model = Qwen2ForCausalLM(_config(words))
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    checkpoint, log = work / "checkpoint.pt", list[dict[str, float]]()
+    done = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, log = state["done"], state["log"]
+    watched = _watched(public)
+    teacher = Teacher(chat, public, Random(SEED + done))
+    moods, intents = batches(teacher.moods, LABEL_TOKENS), batches(teacher.intents, LABEL_TOKENS)
+    answers = batches(teacher.conversations, REPLY_TOKENS)
+    which = Random(SEED + done)
+    recent: list[tuple[float, float]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=steps, completed=done)
+        while done < steps:
+            labels = intents if which.random() < INTENTS else moods
+            recent.append(_step(model, optimizer, _rate(done, steps), next(labels), next(answers)))
+            done += 1
+            progress.update(task, completed=done)
+            if done % REPORT == 0 or done == steps:
+                log.append({"step": done, **_means(recent), **score(model, chat, watched)})
+                progress.console.print("  ".join(f"{name} {value:.4g}" for name, value in log[-1].items()))
+                recent.clear()
+            if done % SAVE == 0 or done == steps:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": done, "log": log}
+                torch.save(state, work / "checkpoint.part")
+                (work / "checkpoint.part").replace(checkpoint)
+    save(model, words, out)
+    plot(log, out / "training.png")
+
+
+def _step(
+    model: Qwen2ForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    labels: list[Example],
+    answers: list[Example],
+) -> tuple[float, float]:
+    """Both kinds count alike, however many targets each has: a mean over all tokens would drown the one label."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    label_loss = loss_of(model, labels)
+    label_loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+    reply_loss = loss_of(model, answers, roles.reply().repetition_penalty)
+    reply_loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return label_loss.item(), reply_loss.item()
+
+
+def _rate(done: int, steps: int) -> float:
+    """Warm-up, then a cosine down to FINAL_SHARE of the peak."""
+    if done < WARM_UP:
+        return PEAK_LR * (done + 1) / WARM_UP
+    part = (done - WARM_UP) / max(1, steps - WARM_UP)
+    return PEAK_LR * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+def _means(recent: Sequence[tuple[float, float]]) -> dict[str, float]:
+    labels, answers = zip(*recent, strict=True)
+    return {"label_loss": sum(labels) / len(labels), "reply_loss": sum(answers) / len(answers)}
+
+
+def _tokenizer(public: dict[str, list[Message]], file: Path) -> Tokenizer:
+    if file.exists():
+        return Tokenizer.from_file(str(file))
+    answers = [text for languages in texts.replies().values() for found in languages.values() for text in found]
+    instructions = [roles.sentiment().system, roles.sentiment().prompt, roles.intent().system, roles.intent().prompt]
+    instructions.append(roles.reply().system)
+    written = [message.text for message in texts.written()]
+    filled = [template.fill(Random(number)).text for number in range(40) for template in texts.templates(texts.CORPUS)]
+    lines = [each.text for found in public.values() for each in found for _ in range(1 + (each.language == "en"))]
+    made = tokenizer.train([*answers * 60, *instructions * 400, *written * 4, *filled, *lines], ENTRIES)
+    made.save(str(file))
+    return made
+
+
+def _config(words: Tokenizer) -> Qwen2Config:
+    end, start = words.token_to_id("<|im_end|>"), words.token_to_id("<|endoftext|>")
+    return Qwen2Config(
+        architectures=["Qwen2ForCausalLM"],
+        vocab_size=words.get_vocab_size(),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=start,
+        eos_token_id=end,
+    )
+
+
+# -- watching ----------------------------------------------------------------------------------------
+
+
+def _watched(public: dict[str, list[Message]], most: int = 250) -> dict[str, list[Message]]:
+    sources = {"written": list(texts.written()), **public}
+    held = {name: [each for each in found if held_back(each)] for name, found in sources.items()}
+    return {name: found[:: max(1, len(found) // most)] for name, found in held.items() if name != "bitext"}
+
+
+@torch.inference_mode()
+def score(model: Qwen2ForCausalLM, chat: Chat, watched: dict[str, list[Message]]) -> dict[str, float]:
+    """Share of the held-back messages of each source whose mood is judged right."""
+    role = roles.sentiment()
+    first = [chat.encode(label)[0] for label in role.labels]
+    found = {}
+    for name, messages in watched.items():
+        right = 0
+        ordered = sorted(messages, key=lambda message: len(message.text))
+        for start in range(0, len(ordered), 50):
+            part = ordered[start : start + 50]
+            prompts = [chat.question(role, message.text) for message in part]
+            longest = max(map(len, prompts))
+            hidden = model.model(
+                input_ids=torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts]), use_cache=False
+            ).last_hidden_state
+            last = hidden[range(len(part)), [len(ids) - 1 for ids in prompts]]
+            chosen = model.lm_head(last)[:, first].argmax(dim=-1).tolist()
+            right += sum(bool(best) == message.negative for best, message in zip(chosen, part, strict=True))
+        found[name] = right / max(1, len(messages))
+    return found
+
+
+# -- the files ---------------------------------------------------------------------------------------
+
+
+def save(model: Qwen2ForCausalLM, words: Tokenizer, out: Path) -> None:
+    """config.json, generation_config.json, the tokenizer's two files and model.safetensors, in bf16."""
+    out.mkdir(parents=True, exist_ok=True)
+    words.save(str(out / "tokenizer.json"))
+    end, start = words.token_to_id("<|im_end|>"), words.token_to_id("<|endoftext|>")
+    config: dict[str, Any] = json.loads(model.config.to_json_string())
+    config["dtype"] = "bfloat16"
+    generation = {"bos_token_id": start, "pad_token_id": start, "eos_token_id": [end, start]}
+    files = {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": tokenizer.CONFIG}
+    for name, content in files.items():
+        (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in model.named_parameters()}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
+
+
+def plot(log: Sequence[dict[str, float]], file: Path) -> None:
+    """Losses and the held-back scores over the steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    steps = [entry["step"] for entry in log]
+    for name in log[-1]:
+        if name != "step":
+            axes = losses if name.endswith("loss") else scores
+            axes.plot(steps, [entry[name] for entry in log], label=name)
+    losses.set(xlabel="step", ylabel="loss", yscale="log")
+    scores.set(xlabel="step", ylabel="mood judged right, held back from training", ylim=(0.5, 1.0))
+    for axes in (losses, scores):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
