@@ -304,6 +304,8 @@ async def load_engine(settings: Settings, path: Path, console: Console) -> Engin
         context_tokens=speech.context_tokens,
         deadline_s=speech.deadline_seconds,
         penalise_prompt=speech.penalise_prompt,
+        precision=speech.precision,
+        cache_megabytes=speech.cache_megabytes,
         threads=speech.threads,
     )
 

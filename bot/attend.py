@@ -141,7 +141,8 @@ class Attendant:
 
     async def _reply(self, waiting: Waiting, progress: Progress) -> Reply:
         turns = to_turns((*waiting.history, *waiting.lines))
-        reply = await self._engine.write(self._manners.reply, turns, lambda text: progress.show(text=text))
+        known_as = str(waiting.conversation.id)
+        reply = await self._engine.write(self._manners.reply, turns, lambda text: progress.show(text=text), known_as)
         self._metrics.engine(self._manners.reply.name, reply.total_s)
         self._metrics.first_token(reply.first_token_s)
         log.info("reply written", tokens=reply.tokens, stopped=reply.stopped, seconds=round(reply.total_s, 2))

@@ -140,6 +140,25 @@ def evaluate(
     )
 
 
+@app.command()
+def bench(
+    shape: Annotated[
+        str, typer.Option(help="Whose sizes the random weights have: qwen1.5-0.5b or tiny.")
+    ] = "qwen1.5-0.5b",
+    customers: Annotated[str, typer.Option(help="How many write at once, one run each.")] = "1,8,16",
+    precision: Annotated[str, typer.Option(help="Of this engine; several are separated by commas.")] = "fp32,int8",
+    textbook: Annotated[bool, typer.Option(help="Measure the textbook recipe beside it.")] = True,
+    messages: Annotated[int, typer.Option(help="Of each customer, after one that warms up.", min=1)] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Measure how fast the engine is on this machine. Takes some minutes."""
+    from bot.bench import bench as run
+
+    if not all(count.isdecimal() and int(count) for count in customers.split(",")):
+        raise FrontdeskError(f"--customers {customers}: use numbers separated by commas, such as 1,8,16")
+    run(shape, [int(count) for count in customers.split(",")], precision.split(","), textbook, messages, json_file)
+
+
 @model_app.command("pull")
 def model_pull(
     model: Annotated[str | None, typer.Argument(help="A hub id; the configured model when left out.")] = None,

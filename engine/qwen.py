@@ -1,76 +1,108 @@
-"""The engine on transformers' Qwen2: one model, one thread of its own, shared by every conversation and both tasks.
+"""The engine: one Qwen2 model on one thread of its own, shared by every conversation and every role.
 
-Callers are asyncio tasks. Each request becomes a generator that does one step of model work between two yields; the
-thread advances one step at a time, labels before replies and the replies in turn, so that a mood is read between two
-words of a long answer and several answers stream side by side. Labels of one role that wait together are one step.
+Callers are asyncio tasks. Each request becomes tokens to be read; the thread asks the scheduler for the next step, a
+flat list of tokens of several requests, and lets the model read them at once. Who has read everything is answered: a
+label by its scores, a reply by its next token. What was read stays: a role's fixed words, a conversation's history.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerBase
 
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError, FrontdeskError
 from engine.chat import Chat
 from engine.history import cut, fit
-from engine.model import read
+from engine.kv import Cache, common
+from engine.model import Model, read
+from engine.qwen2 import Qwen2, Segment
 from engine.roles import CONTENT_FREE
 from engine.sampling import choose, penalise
+from engine.scheduler import Item, Scheduler
 from engine.types import EngineConfig, LabelRole, LabelScores, OnText, Reply, Speaker, StopReason, TextRole, Turn
-
-LABEL_BATCH = 8
-"""Labels scored in one forward pass."""
 
 MESSAGE_ROOM = 32
 """Tokens that a role's own words must leave to the customer's."""
 
-T = TypeVar("T")
-Steps = Generator[None, None, T]
+Role = LabelRole | TextRole
 
 
 @dataclass(slots=True, eq=False)
-class _Request:
-    """One caller's work, its answer, and whether it goes before the replies."""
+class _Check:
+    """A role to be refused before the first message, if at all."""
 
-    steps: Steps[Any]
-    answer: Future[Any]
-    urgent: bool
+    role: Role
+    answer: Future[None] = field(default_factory=Future)
 
 
 @dataclass(slots=True, eq=False)
-class _Labelling:
-    """One text to be scored by a role, and its answer."""
+class _Label:
+    """A text to be scored by a role."""
 
     role: LabelRole
     text: str
     deadline: float
-    answer: Future[Any]
+    answer: Future[LabelScores] = field(default_factory=Future)
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    """A reply to be written. `conversation` names whose history may be found read already, "" nobody's."""
+
+    role: TextRole
+    turns: list[Turn]
+    show: OnText
+    asked: float
+    deadline: float
+    conversation: str
+    answer: Future[Reply] = field(default_factory=Future)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Reading(Item):
+    """A request in line: what is still to be read, and the cache that takes it up."""
+
+    request: _Label | _Write
+    cache: Cache
+    new: list[int]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Writing(_Reading):
+    """A reply on its way."""
+
+    request: _Write
+    draw: Callable[[Tensor, list[int]], int]
+    reply: list[int] = field(default_factory=list)
+    shown: str = ""
+    first_token_s: float = 0.0
 
 
 class QwenEngine:
-    """engine.types.Engine on a Qwen2 chat model, in fp32 on the CPU. Made by load(); ends with close()."""
+    """engine.types.Engine on a Qwen2 chat model, on the CPU. Made by load(); ends with close()."""
 
-    def __init__(self, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, config: EngineConfig) -> None:
+    def __init__(self, model: Qwen2, stops: frozenset[int], tokenizer: PreTrainedTokenizerBase, config: EngineConfig):
         self._model = model
+        self._stops = stops
         self._chat = Chat(tokenizer)
         self._config = config
-        self._stops = _stop_tokens(model, tokenizer)
         self._readings: dict[LabelRole, tuple[Tensor, Tensor]] = {}
-        self._inbox: SimpleQueue[_Request | _Labelling | None] = SimpleQueue()
-        self._urgent: deque[_Request | _Labelling] = deque()
-        self._replies: deque[_Request] = deque()
+        self._prefixes: dict[Role, Cache] = {}
+        self._histories = _Histories(config.cache_megabytes * 1_000_000)
+        self._inbox: SimpleQueue[_Check | _Label | _Write | None] = SimpleQueue()
+        self._line = Scheduler()
         self._closed = False
         self._thread = Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -81,8 +113,8 @@ class QwenEngine:
 
         `on_progress` is called with 0 to 1 while the weights are read. Raises ModelUnavailable.
         """
-        model, tokenizer = read(path, on_progress or (lambda share: None))
-        return cls(model, tokenizer, config)
+        found: Model = read(path, config.precision, on_progress or (lambda share: None))
+        return cls(found.network, found.stops, found.tokenizer, config)
 
     # -- for callers, on their event loop ----------------------------------------------------------
 
@@ -92,22 +124,23 @@ class QwenEngine:
         return not self._closed and self._thread.is_alive()
 
     async def label(self, role: LabelRole, text: str) -> LabelScores:
-        """Probabilities of the role's labels for `text`, from one forward pass; they sum to 1.
+        """Probabilities of the role's labels for `text`, from one reading; they sum to 1.
 
         The score of a label is that of its first token, divided by what the label scores on content-free input
         (contextual calibration: Zhao et al. 2021, arXiv 2102.09690), which is measured once per role. A text beyond
         context_tokens loses its middle. Raises EngineError, DeadlineExceeded, EngineClosed; ConfigError as check().
         """
-        deadline = time.monotonic() + self._config.deadline_s
-        answer: LabelScores = await self._answer(_Labelling(role, text, deadline, Future()))
-        return answer
+        scores: LabelScores = await self._ask(_Label(role, text, time.monotonic() + self._config.deadline_s))
+        return scores
 
-    async def write(self, role: TextRole, turns: Sequence[Turn], on_text: OnText | None = None) -> Reply:
+    async def write(
+        self, role: TextRole, turns: Sequence[Turn], on_text: OnText | None = None, conversation: str = ""
+    ) -> Reply:
         """Answer the last turn, which is the customer's. Special tokens and half characters never reach the text.
 
         Prompt and history are held within context_tokens; the reply's tokens come on top. At the deadline the text so
-        far is the reply. Raises EngineError, DeadlineExceeded before the first token, EngineClosed; ConfigError as
-        check().
+        far is the reply. What of the prompt was read for the same `conversation` before is not read again. Raises
+        EngineError, DeadlineExceeded before the first token, EngineClosed; ConfigError as check().
         """
         asked = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -121,17 +154,19 @@ class QwenEngine:
             if on_text:
                 loop.call_soon_threadsafe(deliver, text)
 
+        deadline = asked + self._config.deadline_s
         try:
-            return await self._ask(self._write(role, list(turns), show, asked), urgent=False)
+            reply: Reply = await self._ask(_Write(role, list(turns), show, asked, deadline, conversation))
+            return reply
         finally:
             listening = None  # what is still under way to a cancelled caller is not delivered
 
-    async def check(self, role: LabelRole | TextRole) -> None:
-        """Refuse, before the first message, a role that this model cannot serve; measure the prior of a LabelRole.
+    async def check(self, role: Role) -> None:
+        """Refuse, before the first message, a role that this model cannot serve; read what all its prompts share.
 
         Raises ConfigError: two labels begin with the same token, or the role's words fill context_tokens.
         """
-        await self._ask(_one_step(lambda: self._check(role)), urgent=True)
+        await self._ask(_Check(role))
 
     async def close(self) -> None:
         """Stop the thread after its current step; requests in flight end with EngineClosed. May be called again."""
@@ -139,11 +174,7 @@ class QwenEngine:
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def _ask(self, steps: Steps[T], *, urgent: bool) -> T:
-        answer: T = await self._answer(_Request(steps, Future(), urgent))
-        return answer
-
-    async def _answer(self, request: _Request | _Labelling) -> Any:
+    async def _ask(self, request: _Check | _Label | _Write) -> Any:
         if self._closed:
             raise EngineClosed("the engine was closed: start frontdesk again")
         self._inbox.put(request)
@@ -156,96 +187,132 @@ class QwenEngine:
             torch.set_num_threads(self._config.threads)
         with torch.inference_mode():
             while self._collect():
-                request = (self._urgent or self._replies).popleft()
-                if isinstance(request, _Labelling):
-                    self._label([request, *self._alike(request)])
-                else:
-                    self._advance(request)
-        for request in [*self._urgent, *self._replies]:
-            _settle(request, EngineClosed("the engine was closed before it had answered"))
+                self._drop_who_gave_up()
+                self._run(self._line.plan())
+        for reading in self._readers():
+            _settle(reading.request.answer, EngineClosed("the engine was closed before it had answered"))
 
     def _collect(self) -> bool:
         """Put new requests in line, waiting for one when there is nothing to do. False once the engine is closed."""
-        while not (self._urgent or self._replies) or not self._inbox.empty():
+        while not len(self._line) or not self._inbox.empty():
             request = self._inbox.get()
             if request is None:
                 return False
-            if isinstance(request, _Labelling) or request.urgent:
-                self._urgent.append(request)
-            else:
-                self._replies.append(request)
+            try:
+                self._begin(request)
+            except Exception as cause:
+                _settle(request.answer, cause if isinstance(cause, FrontdeskError) else _failure(cause))
         return True
 
-    def _alike(self, first: _Labelling) -> list[_Labelling]:
-        """Those at the head of the line that can be scored together with `first`; they leave the line."""
-        found: list[_Labelling] = []
-        while self._urgent and len(found) < LABEL_BATCH - 1:
-            request = self._urgent[0]
-            if not isinstance(request, _Labelling) or request.role != first.role:
-                break
-            self._urgent.popleft()
-            found.append(request)
-        return found
-
-    def _advance(self, request: _Request) -> None:
-        """One step of `request`, and its place in line behind the other replies when it is not done."""
+    def _begin(self, request: _Check | _Label | _Write) -> None:
         if request.answer.cancelled():
             return
+        if isinstance(request, _Check):
+            self._check(request.role)
+            _settle(request.answer, None)
+            return
+        _refuse_late(request.deadline)
+        self._line.add(self._labelling(request) if isinstance(request, _Label) else self._writing(request))
+
+    def _readers(self) -> list[_Reading]:
+        return [item for item in self._line if isinstance(item, _Reading)]
+
+    def _drop_who_gave_up(self) -> None:
+        """Callers that were cancelled, and replies whose time is up."""
+        now = time.monotonic()
+        for reading in self._readers():
+            if reading.request.answer.cancelled():
+                self._leave(reading)
+            elif now >= reading.request.deadline:
+                if isinstance(reading, _Writing) and reading.reply:
+                    self._finish(reading, StopReason.DEADLINE)
+                else:
+                    self._leave(reading, _late())
+
+    def _run(self, step: list[tuple[Item, int]]) -> None:
+        """Let the model read one step's tokens; where that fails, each alone, so that none fails for its neighbour."""
+        chosen = [(item, count) for item, count in step if isinstance(item, _Reading)]
+        if not chosen:
+            return
+        starts = [len(reading.cache) for reading, _ in chosen]
         try:
-            next(request.steps)
-        except StopIteration as end:
-            _settle(request, end.value)
-        except FrontdeskError as refusal:
-            _settle(request, refusal)
+            found = self._read(chosen)
         except Exception as cause:
-            _settle(request, _failure(cause))
-        else:
-            self._replies.append(request)
+            for (reading, _), start in zip(chosen, starts, strict=True):
+                reading.cache.keep(start)
+            if len(chosen) > 1:
+                for alone in chosen:
+                    self._run([alone])
+            else:
+                self._leave(chosen[0][0], _failure(cause))
+            return
+        for (reading, count), logits in zip(chosen, found, strict=True):
+            del reading.new[:count]
+            reading.waiting = len(reading.new)
+            if logits is not None:
+                self._attempt(reading, logits)
 
-    # -- the work of a request, on the thread ------------------------------------------------------
-
-    def _check(self, role: LabelRole | TextRole) -> None:
-        if isinstance(role, LabelRole):
-            self._reading(role)
-        else:
-            self._budget_beside(role)
-
-    def _label(self, requests: list[_Labelling]) -> None:
-        """Score texts for one role together; where that fails, each alone, so that none fails for its neighbour."""
-        waiting = [each for each in requests if not each.answer.cancelled()]
-        try:
-            found: list[Any] = self._scores(waiting)
-        except Exception as cause:
-            if len(waiting) > 1:
-                for each in waiting:
-                    self._label([each])
-                return
-            found = [cause if isinstance(cause, FrontdeskError) else _failure(cause)]
-        for each, outcome in zip(waiting, found, strict=False):
-            _settle(each, outcome)
-
-    def _scores(self, requests: list[_Labelling]) -> list[LabelScores]:
-        if not requests:
-            return []
-        role = requests[0].role
-        for each in requests:
-            _refuse_late(each.deadline)
-        tokens, prior = self._reading(role)
-        budget = self._budget()
-        prompts = [
-            self._chat.question(role, cut(each.text, lambda kept: len(self._chat.question(role, kept)), budget))
-            for each in requests
+    def _read(self, chosen: list[tuple[_Reading, int]]) -> list[Tensor | None]:
+        """For each, the logits of what follows once it has read everything: of its labels, or of all tokens."""
+        hidden = self._model.forward([Segment(reading.cache, reading.new[:count]) for reading, count in chosen])
+        ends = torch.tensor([count for _, count in chosen]).cumsum(0) - 1
+        done = [reading if count == len(reading.new) else None for reading, count in chosen]
+        writing = [row for row, reading in enumerate(done) if isinstance(reading, _Writing)]
+        spoken = dict(zip(writing, self._model.logits(hidden[ends[writing]]), strict=True)) if writing else {}
+        return [
+            None
+            if reading is None
+            else spoken[row]
+            if row in spoken
+            else self._label_logits(reading, hidden[ends[row]])
+            for row, reading in enumerate(done)
         ]
-        scores = torch.softmax(self._log_scores(prompts, tokens) - prior, dim=-1).tolist()
-        return [LabelScores(dict(zip(role.labels, row, strict=True))) for row in scores]
+
+    def _attempt(self, reading: _Reading, logits: Tensor) -> None:
+        """Answer from the logits; what goes wrong is this request's alone."""
+        try:
+            if isinstance(reading, _Writing):
+                self._speak(reading, _finite(logits))
+            else:
+                self._score(reading, _finite(logits))
+        except Exception as cause:
+            self._leave(reading, cause if isinstance(cause, FrontdeskError) else _failure(cause))
+
+    def _leave(self, reading: _Reading, outcome: object = None) -> None:
+        """Out of the line, with an answer unless nobody waits for one."""
+        self._line.remove(reading)
+        if isinstance(reading, _Writing) and not isinstance(outcome, EngineError):
+            self._histories.keep(reading.request.conversation, reading.cache)
+        _settle(reading.request.answer, outcome)
+
+    # -- labels ------------------------------------------------------------------------------------
+
+    def _labelling(self, request: _Label) -> _Reading:
+        role, budget = request.role, self._budget()
+        self._reading(role)
+        text = cut(request.text, lambda kept: len(self._chat.question(role, kept)), budget)
+        cache, new = self._started(role, self._chat.question(role, text))
+        return _Reading(urgent=True, waiting=len(new), request=request, cache=cache, new=new)
+
+    def _label_logits(self, reading: _Reading, hidden: Tensor) -> Tensor:
+        tokens, _ = self._readings[_label_role(reading)]
+        return self._model.logits_of(hidden[None], tokens)[0]
+
+    def _score(self, reading: _Reading, logits: Tensor) -> None:
+        role = _label_role(reading)
+        scores = torch.softmax(_log_scores(logits) - self._readings[role][1], dim=-1)
+        self._leave(reading, LabelScores(dict(zip(role.labels, scores.tolist(), strict=True))))
 
     def _reading(self, role: LabelRole) -> tuple[Tensor, Tensor]:
         """First tokens of the labels, and the log of their prior: (labels,) each."""
         if role not in self._readings:
             self._refuse_crowding(role, self._chat.question(role, ""), self._budget())
             tokens = torch.tensor(self._first_tokens(role))
-            scores = self._log_scores([self._chat.question(role, text) for text in CONTENT_FREE], tokens)
-            self._readings[role] = tokens, scores.exp().mean(dim=0).log()
+            started = [self._started(role, self._chat.question(role, text)) for text in CONTENT_FREE]
+            hidden = self._model.forward([Segment(cache, new) for cache, new in started])
+            ends = torch.tensor([len(new) for _, new in started]).cumsum(0) - 1
+            logits = _finite(self._model.logits_of(hidden[ends], tokens))
+            self._readings[role] = tokens, _log_scores(logits).exp().mean(dim=0).log()
         return self._readings[role]
 
     def _first_tokens(self, role: LabelRole) -> list[int]:
@@ -262,34 +329,34 @@ class QwenEngine:
             owners[tokens[0]] = label
         return list(owners)
 
-    def _log_scores(self, prompts: list[list[int]], tokens: Tensor) -> Tensor:
-        """Log-probabilities (prompts, labels) of the labels' first tokens among themselves."""
-        return torch.log_softmax(self._forward(prompts)[:, tokens].double(), dim=-1)
+    # -- replies -----------------------------------------------------------------------------------
 
-    def _write(self, role: TextRole, turns: list[Turn], show: OnText, asked: float) -> Steps[Reply]:
-        """The reply, one token a step. Its cache lives as long as this generator."""
-        deadline = asked + self._config.deadline_s
-        _refuse_late(deadline)
-        prompt = self._fitted_prompt(role, turns)
-        draw = self._sampler(role, prompt)
-        cache = DynamicCache(config=self._model.config)
-        new, reply, shown, first_token_s = prompt, list[int](), "", 0.0
-        stopped = StopReason.LENGTH
-        while len(reply) < role.max_new_tokens:
-            if reply and time.monotonic() >= deadline:
-                stopped = StopReason.DEADLINE
-                break
-            token = draw(self._forward([new], cache)[0], reply)
-            first_token_s = first_token_s or time.monotonic() - asked
-            if token in self._stops:
-                stopped = StopReason.END
-                break
-            new = [token]
-            reply += new
-            if len(text := self._chat.text(reply)) > len(shown):
-                show(shown := text)
-            yield
-        return Reply(self._chat.text(reply), len(reply), stopped, first_token_s, time.monotonic() - asked)
+    def _writing(self, request: _Write) -> _Writing:
+        prompt = self._fitted_prompt(request.role, request.turns)
+        cache, new = self._started(request.role, prompt, request.conversation)
+        draw = self._sampler(request.role, prompt)
+        return _Writing(urgent=False, waiting=len(new), request=request, cache=cache, new=new, draw=draw)
+
+    def _speak(self, writing: _Writing, logits: Tensor) -> None:
+        """One more token of a reply, or its end."""
+        request = writing.request
+        token = writing.draw(logits, writing.reply)
+        writing.first_token_s = writing.first_token_s or time.monotonic() - request.asked
+        if token in self._stops:
+            self._finish(writing, StopReason.END)
+            return
+        writing.reply.append(token)
+        if len(text := self._chat.text(writing.reply)) > len(writing.shown):
+            writing.shown = text
+            request.show(text)
+        if len(writing.reply) >= request.role.max_new_tokens:
+            self._finish(writing, StopReason.LENGTH)
+            return
+        writing.new, writing.waiting, writing.speaking = [token], 1, True
+
+    def _finish(self, writing: _Writing, stopped: StopReason) -> None:
+        reply, total = writing.reply, time.monotonic() - writing.request.asked
+        self._leave(writing, Reply(self._chat.text(reply), len(reply), stopped, writing.first_token_s, total))
 
     def _sampler(self, role: TextRole, prompt: list[int]) -> Callable[[Tensor, list[int]], int]:
         """How the next token is drawn from logits, given the reply so far. With a seed, each reply draws alike."""
@@ -307,6 +374,41 @@ class QwenEngine:
         budget = self._budget_beside(role)
         return self._chat.prompt(role, fit(turns, lambda kept: len(self._chat.prompt(role, kept)), budget))
 
+    # -- what is read once -------------------------------------------------------------------------
+
+    def _started(self, role: Role, prompt: list[int], conversation: str = "") -> tuple[Cache, list[int]]:
+        """A cache with as much of the prompt as was read before, and the rest, which is at least one token."""
+        prefix = self._prefix(role)
+        shared = min(common(prefix.tokens, prompt), len(prompt) - 1)
+        history = self._histories.take(conversation)
+        if history is not None and (known := min(common(history.tokens, prompt), len(prompt) - 1)) > shared:
+            history.keep(known)
+            return history, prompt[known:]
+        return prefix.copy(shared, len(prompt) - shared), prompt[shared:]
+
+    def _prefix(self, role: Role) -> Cache:
+        """What all prompts of a role begin with, read once."""
+        if role not in self._prefixes:
+            one, other = self._rendered(role, "a"), self._rendered(role, "1")
+            cache = Cache(self._model.shape)
+            self._model.forward([Segment(cache, one[: common(one, other)])])
+            self._prefixes[role] = cache
+        return self._prefixes[role]
+
+    def _rendered(self, role: Role, text: str) -> list[int]:
+        if isinstance(role, LabelRole):
+            return self._chat.question(role, text)
+        return self._chat.prompt(role, [Turn(Speaker.USER, text)])
+
+    # -- the window --------------------------------------------------------------------------------
+
+    def _check(self, role: Role) -> None:
+        if isinstance(role, LabelRole):
+            self._reading(role)
+        else:
+            self._budget_beside(role)
+        self._prefix(role)
+
     def _budget_beside(self, role: TextRole) -> int:
         """Tokens for prompt and history together. Raises ConfigError when the role's own words leave no room."""
         budget = self._budget(role.max_new_tokens)
@@ -314,48 +416,63 @@ class QwenEngine:
         return budget
 
     def _budget(self, reply: int = 0) -> int:
-        return min(self._config.context_tokens, self._model.config.max_position_embeddings - reply)
+        return min(self._config.context_tokens, self._model.shape.positions - reply)
 
-    def _refuse_crowding(self, role: LabelRole | TextRole, words: list[int], budget: int) -> None:
+    def _refuse_crowding(self, role: Role, words: list[int], budget: int) -> None:
         if len(words) + MESSAGE_ROOM > budget:
             raise ConfigError(
                 f"the instructions of the role {role.name} take {len(words)} of {budget} tokens and leave no room for "
                 "a message: raise engine.context_tokens, or shorten business.about and business.facts"
             )
 
-    def _forward(self, prompts: list[list[int]], cache: DynamicCache | None = None) -> Tensor:
-        """Logits (prompts, vocabulary) of what follows each prompt. With a cache there is one prompt, which comes after
-        what is in it and is added to it. Padding is on the right, where a causal model does not see it.
-        """
-        longest = max(map(len, prompts))
-        ends = [len(prompt) - 1 for prompt in prompts]
-        kept = sorted(set(ends))
-        output = self._model(
-            input_ids=torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts]),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=torch.tensor(kept),
-        )
-        logits: Tensor = output.logits[range(len(prompts)), [kept.index(end) for end in ends]]
-        if not torch.isfinite(logits).all():
-            raise EngineError("the model produced numbers that are not numbers: run `frontdesk model pull` to check it")
-        return logits
+
+class _Histories:
+    """What was read of each conversation, by its name: the latest ones within a budget of bytes.
+
+    A name finds its own cache and no other; taking it out leaves none behind.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._caches: OrderedDict[str, Cache] = OrderedDict()
+
+    def take(self, name: str) -> Cache | None:
+        return self._caches.pop(name, None) if name else None
+
+    def keep(self, name: str, cache: Cache) -> None:
+        if not name:
+            return
+        self._caches[name] = cache
+        self._caches.move_to_end(name)
+        while sum(each.nbytes for each in self._caches.values()) > self._budget:
+            self._caches.popitem(last=False)
 
 
-def _one_step(work: Callable[[], T]) -> Steps[T]:
-    """Work that is done whole, without letting others in between."""
-    return work()
-    yield  # makes this a generator
+def _label_role(reading: _Reading) -> LabelRole:
+    role = reading.request.role
+    assert isinstance(role, LabelRole)  # noqa: S101 - narrows the type
+    return role
 
 
-def _settle(request: _Request | _Labelling, outcome: object) -> None:
+def _log_scores(logits: Tensor) -> Tensor:
+    """Log-probabilities of the labels' first tokens among themselves, in the last dimension."""
+    return torch.log_softmax(logits.double(), dim=-1)
+
+
+def _finite(logits: Tensor) -> Tensor:
+    if not torch.isfinite(logits).all():
+        raise EngineError("the model produced numbers that are not numbers: run `frontdesk model pull` to check it")
+    return logits
+
+
+def _settle(answer: Future[Any], outcome: object) -> None:
     """Answer the caller, unless it no longer waits."""
-    if not request.answer.set_running_or_notify_cancel():
+    if not answer.set_running_or_notify_cancel():
         return
     if isinstance(outcome, BaseException):
-        request.answer.set_exception(outcome)
+        answer.set_exception(outcome)
     else:
-        request.answer.set_result(outcome)
+        answer.set_result(outcome)
 
 
 def _failure(cause: Exception) -> EngineError:
@@ -365,13 +482,10 @@ def _failure(cause: Exception) -> EngineError:
     return error
 
 
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed while the request waited in line: raise engine.deadline_seconds")
+
+
 def _refuse_late(deadline: float) -> None:
     if time.monotonic() >= deadline:
-        raise DeadlineExceeded("the deadline passed while the request waited in line: raise engine.deadline_seconds")
-
-
-def _stop_tokens(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """What ends a reply: the model's end tokens, and every special token, because none belongs in a text."""
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    own = ends if isinstance(ends, list) else [ends]
-    return frozenset(token for token in [*own, *tokenizer.all_special_ids] if token is not None)
+        raise _late()

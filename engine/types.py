@@ -84,7 +84,8 @@ class EngineConfig:
 
     `model` is a hub id, a local directory, or "bundled"; `revision` only matters for a hub id.
     `context_tokens` bounds prompt plus history (oldest turns go first, never the newest message).
-    `deadline_s` bounds one request from the moment it is made. `threads` 0 leaves it to torch.
+    `deadline_s` bounds one request from the moment it is made. `threads` 0 leaves it to torch. `precision` is "fp32" or
+    "int8". `cache_megabytes` bounds what is kept of conversations between their replies.
     """
 
     model: str = "bundled"
@@ -92,6 +93,8 @@ class EngineConfig:
     context_tokens: int = 1024
     deadline_s: float = 60.0
     penalise_prompt: bool = False
+    precision: str = "fp32"
+    cache_megabytes: int = 200
     threads: int = 0
     seed: int | None = None
 
@@ -112,8 +115,13 @@ class Engine(Protocol):
         """Score `text`. Raises EngineError, DeadlineExceeded."""
         ...
 
-    async def write(self, role: TextRole, turns: Sequence[Turn], on_text: OnText | None = None) -> Reply:
-        """Answer the last turn. Cancelling the task stops the model. Raises EngineError, DeadlineExceeded."""
+    async def write(
+        self, role: TextRole, turns: Sequence[Turn], on_text: OnText | None = None, conversation: str = ""
+    ) -> Reply:
+        """Answer the last turn. Cancelling the task stops the model. Raises EngineError, DeadlineExceeded.
+
+        What was read for the same `conversation` before need not be read again; no other conversation's is ever used.
+        """
         ...
 
     async def close(self) -> None:

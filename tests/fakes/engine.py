@@ -31,7 +31,9 @@ class ScriptedEngine:
         negative = self.negative(text)
         return LabelScores({role.labels[0]: 1 - negative, role.labels[1]: negative})
 
-    async def write(self, role: TextRole, turns: Sequence[Turn], on_text: OnText | None = None) -> Reply:
+    async def write(
+        self, role: TextRole, turns: Sequence[Turn], on_text: OnText | None = None, conversation: str = ""
+    ) -> Reply:
         self.asked.append((role.name, tuple(turns)))
         if self.hold is not None:
             await self.hold.wait()

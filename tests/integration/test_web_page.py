@@ -35,12 +35,12 @@ class Gradual(ScriptedEngine):
         self.pace = asyncio.Event()
         self.pace.set()
 
-    async def write(self, role, turns, on_text=None):  # type: ignore[no-untyped-def]  # as the port
+    async def write(self, role, turns, on_text=None, conversation=""):  # type: ignore[no-untyped-def]  # as the port
         words = self.answer(turns)
         if on_text is not None:
             on_text(words[:6])
         await self.pace.wait()
-        return await super().write(role, turns, on_text)
+        return await super().write(role, turns, on_text, conversation)
 
 
 @dataclass(frozen=True, slots=True)

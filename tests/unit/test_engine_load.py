@@ -118,7 +118,7 @@ def test_a_damaged_index_is_refused(model: Path) -> None:
 
 def test_reading_reports_its_progress_from_zero_to_one(model: Path) -> None:
     shares: list[float] = []
-    read(model, shares.append)
+    read(model, "fp32", shares.append)
     assert shares[0] == 0
     assert shares[-1] == 1
     assert shares == sorted(shares)
@@ -149,13 +149,13 @@ BROKEN: list[tuple[Change, str]] = [
 @pytest.mark.parametrize(("change", "words"), BROKEN)
 def test_what_cannot_be_served_is_refused_in_one_sentence(model: Path, change: Change, words: str) -> None:
     change(model)
-    sentence = refusal(lambda: read(model, lambda share: None))
+    sentence = refusal(lambda: read(model, "fp32", lambda share: None))
     assert words in sentence
     assert str(model) in sentence
 
 
 def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:
     tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
-    extra = {**tokenizer["added_tokens"][-1], "id": 2048, "content": "<|extra|>"}
+    extra = {**tokenizer["added_tokens"][-1], "id": 8000, "content": "<|extra|>"}
     _rewrite(model / "tokenizer.json", added_tokens=[*tokenizer["added_tokens"], extra])
-    assert "belong to two models" in refusal(lambda: read(model, lambda share: None))
+    assert "belong to two models" in refusal(lambda: read(model, "fp32", lambda share: None))

@@ -3,11 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +16,11 @@ from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError
 from engine import bundled, roles
 from engine.chat import Chat
-from engine.model import read
+from engine.kv import Cache
+from engine.model import Model, read
 from engine.qwen import CONTENT_FREE, MESSAGE_ROOM, QwenEngine
+from engine.qwen2 import Qwen2, Segment
+from engine.scheduler import BUDGET
 from engine.types import Engine, EngineConfig, LabelRole, Speaker, StopReason, TextRole, Turn
 
 GREEDY = TextRole("reply", "You work in a shop.", temperature=0.0, repetition_penalty=1.0, max_new_tokens=40)
@@ -28,31 +30,40 @@ TALK = [*QUESTION, Turn(Speaker.ASSISTANT, "今天下午。"), Turn(Speaker.USER
 
 
 class Watched:
-    """The model, with every call noted, and held up, falsified or slowed where a test wants it.
+    """The network, with every step noted, and held up, falsified or slowed where a test wants it.
 
-    `change` gets the logits (vocabulary,) of the last token of each call's first prompt.
+    `steps` holds for each step the caches and the tokens they took up. `change` gets the logits (vocabulary,) of each
+    reply, `change_labels` those (labels,) of each label.
     """
 
-    def __init__(self, model: Qwen2ForCausalLM) -> None:
-        self.model = model
-        self.config, self.generation_config = model.config, model.generation_config
-        self.calls: list[tuple[list[int], Any]] = []
-        self.widths: list[int] = []
+    def __init__(self, network: Qwen2) -> None:
+        self.network, self.shape = network, network.shape
+        self.steps: list[list[tuple[Cache, list[int]]]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.change: Callable[[torch.Tensor], object] = lambda logits: None
+        self.change_labels: Callable[[torch.Tensor], object] = lambda logits: None
 
-    def __call__(self, input_ids: torch.Tensor, past_key_values: Any, **options: Any) -> Any:
-        self.calls.append((input_ids[0].tolist(), past_key_values))
+    def forward(self, segments: Sequence[Segment]) -> torch.Tensor:
+        self.steps.append([(segment.cache, list(segment.tokens)) for segment in segments])
         assert self.gate.wait(10)
-        logits = self.model(input_ids=input_ids, past_key_values=past_key_values, **options).logits.clone()
-        self.change(logits[0, -1])
-        self.widths.append(len(input_ids))
-        return SimpleNamespace(logits=logits)
+        return self.network.forward(segments)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.network.logits(hidden).clone()
+        for row in logits:
+            self.change(row)
+        return logits
+
+    def logits_of(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        logits = self.network.logits_of(hidden, tokens).clone()
+        for row in logits:
+            self.change_labels(row)
+        return logits
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """Hold the model from its next call to the end of the block."""
+        """Hold the model from its next step to the end of the block."""
         self.gate.clear()
         try:
             yield
@@ -61,27 +72,31 @@ class Watched:
 
     async def called(self, times: int) -> None:
         async with asyncio.timeout(10):
-            while len(self.calls) < times:  # noqa: ASYNC110 - the calls are made on another thread
+            while len(self.steps) < times:  # noqa: ASYNC110 - the steps are made on another thread
                 await asyncio.sleep(0.001)
 
-    def replies(self) -> list[Any]:
-        """Whose turn each call was: the cache of the reply, None for a label."""
-        return [cache for _, cache in self.calls]
+    def read(self, cache: Cache) -> list[int]:
+        """All tokens that were read into `cache`, in order."""
+        return [token for step in self.steps for each, tokens in step if each is cache for token in tokens]
+
+    def last_cache(self) -> Cache:
+        return self.steps[-1][-1][0]
 
 
 @pytest.fixture(scope="module")
-def parts(random_model: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
-    return read(random_model, lambda share: None)
+def served(random_model: Path) -> Model:
+    return read(random_model, "fp32", lambda share: None)
 
 
 @pytest.fixture(scope="module")
-def model(parts: tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]) -> Qwen2ForCausalLM:
-    return parts[0]
+def model(random_model: Path) -> Qwen2ForCausalLM:
+    """The reference."""
+    return Qwen2ForCausalLM.from_pretrained(random_model, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(parts: tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
-    return parts[1]
+def tokenizer(served: Model) -> PreTrainedTokenizerBase:
+    return served.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +105,21 @@ def chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
 
 
 @pytest.fixture
-def watched(model: Qwen2ForCausalLM) -> Watched:
-    return Watched(model)
+def watched(served: Model) -> Watched:
+    return Watched(served.network)
 
 
 Make = Callable[..., QwenEngine]
 
 
 @pytest.fixture
-def make(watched: Watched, tokenizer: PreTrainedTokenizerBase) -> Iterator[Make]:
+def make(watched: Watched, served: Model) -> Iterator[Make]:
     """Engines on the watched model, one thread of torch each; closed when the test ends."""
     made: list[QwenEngine] = []
 
-    def build(**config: Any) -> QwenEngine:
-        engine = QwenEngine(watched, tokenizer, EngineConfig(threads=1, **config))  # type: ignore[arg-type]
+    def build(**options: Any) -> QwenEngine:
+        config = EngineConfig(threads=1, **options)
+        engine = QwenEngine(watched, served.stops, served.tokenizer, config)  # type: ignore[arg-type]
         made.append(engine)
         return engine
 
@@ -137,9 +153,9 @@ async def test_a_greedy_reply_is_transformers_own_token_for_token(
     role = TextRole("reply", GREEDY.system, temperature=0, repetition_penalty=penalty, max_new_tokens=40)
     expected = generated(model, tokenizer, chat.prompt(role, turns), repetition_penalty=penalty, max_new_tokens=40)
     reply = await make(penalise_prompt=True).write(role, turns)
-    fed = [tokens for tokens, _ in watched.calls]
-    assert fed[0] == chat.prompt(role, turns)
-    assert fed[1:] == [[token] for token in expected[: len(fed) - 1]]
+    prompt, said = chat.prompt(role, turns), expected[: reply.tokens]
+    assert watched.last_cache().tokens[: len(prompt)] == prompt
+    assert watched.last_cache().tokens[len(prompt) :] in (said, said[:-1])
     assert (reply.text, reply.tokens) == (chat.text(expected), len(expected))
 
 
@@ -194,47 +210,57 @@ async def test_a_label_is_scored_by_its_first_token_and_freed_of_its_prior(
     assert sum(scores.probabilities.values()) == pytest.approx(1)
 
 
-async def test_a_label_is_one_forward_pass_once_the_prior_is_known(engine: QwenEngine, watched: Watched) -> None:
-    await engine.check(MOOD)
-    assert watched.widths == [len(CONTENT_FREE)]
-    await engine.label(MOOD, "好")
-    await engine.label(MOOD, "不好")
-    assert watched.widths == [len(CONTENT_FREE), 1, 1]
-
-
-async def test_labels_that_wait_together_are_one_forward_pass_and_score_as_alone(
-    engine: QwenEngine, watched: Watched
+async def test_a_label_is_one_step_once_the_prior_is_known_and_reads_no_word_of_its_role_again(
+    engine: QwenEngine, watched: Watched, chat: Chat
 ) -> None:
+    await engine.check(MOOD)
+    before = len(watched.steps)
+    await engine.label(MOOD, "好")
+    assert len(watched.steps) == before + 1
+    ((cache, tokens),) = watched.steps[-1]
+    assert cache.tokens == chat.question(MOOD, "好")
+    assert len(tokens) < len(cache.tokens) / 2
+
+
+async def test_labels_that_wait_together_are_one_step_and_score_as_alone(engine: QwenEngine, watched: Watched) -> None:
     texts = ["好", "不好", "发货很快，但是东西是坏的", "what a pity", "x" * 30]
     alone = [await engine.label(MOOD, text) for text in texts]
-    watched.widths.clear()
+    before = len(watched.steps)
     async with watched.held():
         first = asyncio.create_task(engine.label(MOOD, "first"))
-        await watched.called(len(watched.calls) + 1)
+        await watched.called(before + 1)
         tasks = [asyncio.create_task(engine.label(MOOD, text)) for text in texts]
         await asyncio.sleep(0.01)
     together = [await task for task in tasks]
     await first
-    assert watched.widths == [1, len(texts)]
+    assert [len(step) for step in watched.steps[before:]] == [1, len(texts)]
     for one, other in zip(alone, together, strict=True):
         assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
 
 
-async def test_a_label_that_fails_fails_alone_also_where_it_was_scored_with_others(
+async def test_what_fails_in_a_step_of_many_fails_alone(
     engine: QwenEngine, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await engine.check(MOOD)
-    question = engine._chat.question
-    monkeypatch.setattr(
-        engine._chat, "question", lambda role, text: question(role, text) if text != "poison" else 1 / 0
-    )
+    expected = [await engine.label(MOOD, "好"), (await engine.write(GREEDY, QUESTION)).text]
+    poison = engine._chat.question(MOOD, "毒毒毒")
+
+    def forward(segments: Sequence[Segment]) -> torch.Tensor:
+        if any([*segment.cache.tokens, *segment.tokens] == poison for segment in segments):
+            raise RuntimeError("out of luck")
+        return Watched.forward(watched, segments)
+
+    monkeypatch.setattr(watched, "forward", forward)
+    before = len(watched.steps)
     async with watched.held():
         first = asyncio.create_task(engine.label(MOOD, "first"))
-        await watched.called(len(watched.calls) + 1)
-        tasks = [asyncio.create_task(engine.label(MOOD, text)) for text in ("好", "poison", "不好")]
+        await watched.called(before + 1)
+        asked = [engine.label(MOOD, "好"), engine.label(MOOD, "毒毒毒"), engine.write(GREEDY, QUESTION)]
+        tasks = [asyncio.create_task(each) for each in asked]
         await asyncio.sleep(0.01)
-    outcomes = await asyncio.gather(first, *tasks, return_exceptions=True)
-    assert [isinstance(outcome, EngineError) for outcome in outcomes] == [False, False, True, False]
+    _, fine, failed, reply = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert isinstance(failed, EngineError)
+    assert fine.probabilities == pytest.approx(expected[0].probabilities, abs=1e-5)
+    assert reply.text == expected[1]
 
 
 async def test_content_free_input_favours_no_label_when_it_is_all_there_is(
@@ -315,16 +341,18 @@ async def test_at_the_deadline_the_text_so_far_is_the_reply(make: Make, watched:
 async def test_a_request_that_waited_past_its_deadline_costs_no_model_work(make: Make, watched: Watched) -> None:
     engine = make(deadline_s=0.5)
     await engine.check(MOOD)
+    await engine.check(GREEDY)
+    before = len(watched.steps)
     async with watched.held():
         first = asyncio.create_task(engine.write(GREEDY, QUESTION))
-        await watched.called(2)
+        await watched.called(before + 1)
         late = [asyncio.create_task(engine.label(MOOD, "好")), asyncio.create_task(engine.write(GREEDY, QUESTION))]
         await asyncio.sleep(0.6)
     for task in late:
         with pytest.raises(DeadlineExceeded):
             await task
     assert (await first).tokens == 1
-    assert len(watched.calls) == 2
+    assert len(watched.steps) == before + 1
 
 
 # -- the window ------------------------------------------------------------------------------------
@@ -334,7 +362,7 @@ async def test_a_long_history_loses_its_oldest_turns(make: Make, watched: Watche
     turns = [Turn(speaker, f"turn {number} 的消息") for number in range(30) for speaker in Speaker]
     turns.append(Turn(Speaker.USER, "the newest"))
     await make(context_tokens=200).write(GREEDY, turns)
-    prompt = watched.calls[0][0]
+    prompt = watched.last_cache().tokens[:-39]
     kept = next(start for start in range(len(turns)) if chat.prompt(GREEDY, turns[start:]) == prompt)
     assert 200 - 2 * len(chat.encode("user turn 10 的消息")) - 20 < len(prompt) <= 200
     assert 0 < kept < len(turns) - 1
@@ -346,10 +374,10 @@ async def test_a_message_beyond_the_window_keeps_its_head_and_tail(
 ) -> None:
     long = "HEAD " + "很长的消息。" * 500 + " TAIL"
     engine = make(context_tokens=150)
-    await engine.check(MOOD)
     await engine.write(GREEDY, [Turn(Speaker.USER, long)])
+    written = watched.last_cache().tokens[:-39]
     await engine.label(MOOD, long)
-    for prompt in (watched.calls[1][0], watched.calls[-1][0]):
+    for prompt in (written, watched.last_cache().tokens):
         assert 140 <= len(prompt) <= 150
         assert "HEAD" in tokenizer.decode(prompt)
         assert "TAIL" in tokenizer.decode(prompt)
@@ -360,7 +388,7 @@ async def test_prompt_and_reply_stay_within_the_models_positions(make: Make, wat
     role = TextRole("reply", "", max_new_tokens=positions - 100)
     watched.change = scripted([model.config.eos_token_id])
     await make(context_tokens=32_000).write(role, [Turn(Speaker.USER, "长" * 5000)])
-    assert len(watched.calls[0][0]) <= 100
+    assert len(watched.last_cache().tokens) <= 100
 
 
 async def test_a_role_whose_words_fill_the_window_is_refused(make: Make, chat: Chat) -> None:
@@ -392,21 +420,96 @@ async def test_labels_that_the_model_cannot_tell_apart_are_refused_by_name(
 # -- one thread, many callers ----------------------------------------------------------------------
 
 
-async def test_a_label_overtakes_running_replies_and_replies_take_turns(engine: QwenEngine, watched: Watched) -> None:
+async def test_replies_grow_together_and_a_label_joins_their_next_step(engine: QwenEngine, watched: Watched) -> None:
     await engine.check(MOOD)
-    watched.calls.clear()
+    await engine.check(GREEDY)
+    before = len(watched.steps)
     async with watched.held():
         first = asyncio.create_task(engine.write(GREEDY, QUESTION))
-        await watched.called(1)
+        await watched.called(before + 1)
         second = asyncio.create_task(engine.write(GREEDY, TALK))
         label = asyncio.create_task(engine.label(MOOD, "好"))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
     await asyncio.gather(first, second, label)
-    order = watched.replies()
-    a, b = order[0], next(cache for cache in order if cache not in (order[0], None))
-    assert order[1] is None
-    assert order[2:10] == [a, b] * 4
-    assert order.count(a) == order.count(b) == 40
+    steps = watched.steps[before:]
+    assert len(steps[1][0][1]) == 1
+    assert len(steps[1]) == 3
+    assert [[len(tokens) for _, tokens in step] for step in steps[2:6]] == [[1, 1]] * 4
+    assert len(steps) == 41
+
+
+async def test_a_long_prompt_is_read_in_chunks_between_which_replies_go_on(
+    engine: QwenEngine, watched: Watched
+) -> None:
+    long = [Turn(Speaker.USER, "很长的消息。" * 150)]
+    alone = (await engine.write(GREEDY, long)).text
+    before = len(watched.steps)
+    async with watched.held():
+        first = asyncio.create_task(engine.write(GREEDY, QUESTION))
+        await watched.called(before + 1)
+        second = asyncio.create_task(engine.write(GREEDY, long))
+        await asyncio.sleep(0.01)
+    await first
+    assert (await second).text == alone
+    sizes = [sum(len(tokens) for _, tokens in step) for step in watched.steps[before:]]
+    assert max(sizes) <= BUDGET
+    assert sizes.count(BUDGET) > 2
+
+
+# -- what is not read twice --------------------------------------------------------------------------
+
+
+async def test_the_next_turn_of_a_conversation_reads_only_what_is_new(
+    engine: QwenEngine, watched: Watched, chat: Chat
+) -> None:
+    reply = await engine.write(GREEDY, QUESTION, conversation="7")
+    turns = [*QUESTION, Turn(Speaker.ASSISTANT, reply.text), Turn(Speaker.USER, "and now?")]
+    fresh = await engine.write(GREEDY, turns)
+    before = len(watched.steps)
+    again = await engine.write(GREEDY, turns, conversation="7")
+    assert again.text == fresh.text
+    ((_, tokens),) = watched.steps[before]
+    assert len(tokens) < len(chat.prompt(GREEDY, turns)) - len(chat.prompt(GREEDY, QUESTION))
+
+
+async def test_no_conversation_reads_anothers_cache(engine: QwenEngine, watched: Watched) -> None:
+    await engine.write(GREEDY, QUESTION, conversation="7")
+    mine = watched.last_cache()
+    for name in ("8", ""):
+        await engine.write(GREEDY, QUESTION, conversation=name)
+        assert watched.last_cache() is not mine
+    await engine.write(GREEDY, QUESTION, conversation="7")
+    assert watched.last_cache() is mine
+
+
+async def test_two_replies_of_one_conversation_at_once_share_no_cache(engine: QwenEngine, watched: Watched) -> None:
+    alone = (await engine.write(GREEDY, TALK)).text
+    await engine.write(GREEDY, QUESTION, conversation="7")
+    both = await asyncio.gather(*(engine.write(GREEDY, TALK, conversation="7") for _ in range(2)))
+    assert [reply.text for reply in both] == [alone, alone]
+
+
+async def test_a_trimmed_or_changed_history_is_read_anew(make: Make, watched: Watched) -> None:
+    engine = make(context_tokens=150)
+    turns = list(QUESTION)
+    for number in range(8):
+        kept = await engine.write(GREEDY, turns, conversation="7")
+        fresh = await engine.write(GREEDY, turns)
+        assert kept.text == fresh.text
+        turns += [Turn(Speaker.ASSISTANT, kept.text[:40]), Turn(Speaker.USER, f"question {number}")]
+
+
+async def test_what_is_kept_of_conversations_stays_within_its_budget(make: Make) -> None:
+    engine = make(cache_megabytes=1)
+    for number in range(40):
+        await engine.write(GREEDY, TALK, conversation=str(number))
+    caches = engine._histories._caches
+    assert sum(cache.nbytes for cache in caches.values()) <= 1_000_000
+    assert list(caches)[-1] == "39"
+    assert "0" not in caches
+
+
+# -- one thread, many callers, continued -------------------------------------------------------------
 
 
 async def test_replies_that_stream_side_by_side_are_what_they_are_alone(engine: QwenEngine) -> None:
@@ -432,16 +535,19 @@ async def test_cancelling_the_caller_stops_its_reply_at_the_next_token(engine: Q
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    await engine.write(GREEDY, QUESTION)  # in turns with the cancelled one, were it still there
-    assert watched.replies().count(watched.replies()[0]) == 1
+    await engine.write(GREEDY, QUESTION)  # in steps with the cancelled one, were it still there
+    assert {len(step) for step in watched.steps} == {1}
     assert seen == []
 
 
 async def test_closing_ends_everything_in_flight_and_the_thread(engine: QwenEngine, watched: Watched) -> None:
     assert engine.alive
+    await engine.check(GREEDY)
+    await engine.check(MOOD)
+    before = len(watched.steps)
     async with watched.held():
         tasks = [asyncio.create_task(engine.write(GREEDY, QUESTION)) for _ in range(2)]
-        await watched.called(1)
+        await watched.called(before + 1)
         tasks.append(asyncio.create_task(engine.label(MOOD, "好")))
         await asyncio.sleep(0)
         closing = asyncio.create_task(engine.close())
@@ -450,7 +556,7 @@ async def test_closing_ends_everything_in_flight_and_the_thread(engine: QwenEngi
     for task in tasks:
         with pytest.raises(EngineClosed):
             await task
-    assert len(watched.calls) == 1
+    assert len(watched.steps) == before + 1
     assert not engine.alive
     assert not engine._thread.is_alive()
 
@@ -467,18 +573,15 @@ async def test_a_failure_of_the_model_is_that_requests_alone_and_quotes_nobody(
     engine: QwenEngine, watched: Watched
 ) -> None:
     def fail(logits: torch.Tensor) -> None:
-        watched.change = lambda logits: None
         raise RuntimeError("the customer said: my secret")
 
     watched.change = fail
-    outcomes = await asyncio.gather(
-        engine.write(GREEDY, QUESTION), engine.write(GREEDY, QUESTION), return_exceptions=True
-    )
-    assert isinstance(outcomes[0], EngineError)
-    assert "RuntimeError" in str(outcomes[0])
-    assert "secret" not in str(outcomes[0])
-    assert not isinstance(outcomes[1], BaseException)
-    assert (await engine.write(GREEDY, QUESTION)).text == outcomes[1].text
+    with pytest.raises(EngineError) as caught:
+        await engine.write(GREEDY, QUESTION)
+    assert "RuntimeError" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    watched.change = lambda logits: None
+    assert (await engine.write(GREEDY, QUESTION)).text
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -486,9 +589,9 @@ async def test_numbers_that_are_not_numbers_are_an_engine_error(
     engine: QwenEngine, watched: Watched, number: float
 ) -> None:
     def spoil(logits: torch.Tensor) -> None:
-        logits[7] = number
+        logits[1] = number
 
-    watched.change = spoil
+    watched.change = watched.change_labels = spoil
     for request in (engine.write(GREEDY, QUESTION), engine.label(MOOD, "好")):
         with pytest.raises(EngineError, match="not numbers"):
             await request

@@ -1,0 +1,68 @@
+"""What the model remembers of a sequence: the keys and values of its tokens, and which tokens these are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from engine.qwen2 import Shape
+
+ROOM = 64
+"""Tokens that a cache grows by at least; it doubles beyond that."""
+
+
+class Cache:
+    """Keys and values (layers, heads, capacity, head size) in fp32. `tokens` are what is in it, in order."""
+
+    def __init__(self, shape: Shape, capacity: int = ROOM) -> None:
+        self._shape = shape
+        self.tokens: list[int] = []
+        self.keys = self._empty(capacity)
+        self.values = self._empty(capacity)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def reserve(self, more: int) -> None:
+        """Make room for `more` tokens after those that are here."""
+        needed, capacity = len(self) + more, self.keys.shape[2]
+        if needed > capacity:
+            self._move(max(needed + ROOM, min(2 * capacity, needed + 8 * ROOM)))
+
+    def keep(self, count: int) -> None:
+        """Forget everything after the first `count` tokens."""
+        del self.tokens[count:]
+
+    def copy(self, count: int, room: int = 0) -> Cache:
+        """A cache of its own with the first `count` tokens of this one and room for more."""
+        other = Cache(self._shape, count + room + ROOM)
+        other.keys[:, :, :count] = self.keys[:, :, :count]
+        other.values[:, :, :count] = self.values[:, :, :count]
+        other.tokens = self.tokens[:count]
+        return other
+
+    def _move(self, capacity: int) -> None:
+        count, keys, values = len(self), self.keys, self.values
+        self.keys, self.values = self._empty(capacity), self._empty(capacity)
+        self.keys[:, :, :count] = keys[:, :, :count]
+        self.values[:, :, :count] = values[:, :, :count]
+
+    def _empty(self, capacity: int) -> Tensor:
+        shape = self._shape
+        return torch.empty(shape.layers, shape.kv_heads, capacity, shape.head_size)
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    for index, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return index
+    return min(len(one), len(other))

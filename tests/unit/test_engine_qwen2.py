@@ -1,0 +1,149 @@
+"""The own forward pass against transformers', and against itself in other steps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from engine import bundled
+from engine.kv import Cache
+from engine.model import read
+from engine.quantize import fp32_linear, int8_linear, int8_supported
+from engine.qwen2 import Qwen2, Segment, Shape
+
+VOCABULARY = 300
+SHAPES = {
+    "grouped heads, tied": {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "one head a group, untied": {"num_attention_heads": 8, "num_key_value_heads": 8, "tie_word_embeddings": False},
+    "one key for all heads": {"num_attention_heads": 4, "num_key_value_heads": 1, "tie_word_embeddings": True},
+}
+needs_int8 = pytest.mark.skipif(not int8_supported(), reason="this CPU has no VNNI, which int8 needs")
+
+
+def reference(**sizes: object) -> Qwen2ForCausalLM:
+    torch.manual_seed(3)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        **sizes,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3) if parameter.ndim > 1 else parameter.data.uniform_(0.5, 1.5)
+    return model
+
+
+def own(model: Qwen2ForCausalLM, linear=fp32_linear) -> Qwen2:  # type: ignore[no-untyped-def]  # MakeLinear
+    weights = model.state_dict()
+    return Qwen2(Shape.of(json.loads(model.config.to_json_string())), weights.__getitem__, linear)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_gradients():  # type: ignore[no-untyped-def]
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def pair(request: pytest.FixtureRequest) -> tuple[Qwen2ForCausalLM, Qwen2]:
+    model = reference(**SHAPES[request.param])
+    return model, own(model)
+
+
+TOKENS = [(7 * number * number + 3) % VOCABULARY for number in range(50)]
+
+
+def test_the_logits_are_those_of_transformers(pair: tuple[Qwen2ForCausalLM, Qwen2]) -> None:
+    model, ours = pair
+    expected = model(torch.tensor([TOKENS])).logits[0]
+    found = ours.logits(ours.forward([Segment(Cache(ours.shape), TOKENS)]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_the_logits_of_the_bundled_model_are_those_of_transformers() -> None:
+    model = Qwen2ForCausalLM.from_pretrained(bundled.PATH, dtype=torch.float32)
+    ours = read(bundled.PATH, "fp32", lambda share: None).network
+    expected = model(torch.tensor([TOKENS])).logits[0]
+    found = ours.logits(ours.forward([Segment(Cache(ours.shape), TOKENS)]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.data())
+def test_in_whatever_steps_and_company_it_is_read_a_text_is_the_same(sizes: list[int], data: st.DataObject) -> None:
+    ours = NETWORK
+    text = (TOKENS * 4)[: sum(sizes)]
+    whole = ours.forward([Segment(Cache(ours.shape), text)])
+    cache, others, parts, at = Cache(ours.shape), [Cache(ours.shape) for _ in range(3)], [], 0
+    for size in sizes:
+        beside = [Segment(other, TOKENS[: data.draw(st.integers(1, 5))]) for other in others]
+        place = data.draw(st.integers(0, len(beside)))
+        before = sum(len(segment.tokens) for segment in beside[:place])
+        hidden = ours.forward([*beside[:place], Segment(cache, text[at : at + size]), *beside[place:]])
+        parts.append(hidden[before : before + size])
+        at += size
+    assert cache.tokens == text
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)
+
+
+NETWORK = own(reference(**SHAPES["grouped heads, tied"]))
+
+
+def test_a_copied_and_a_shortened_cache_go_on_as_if_read_anew() -> None:
+    cache = Cache(NETWORK.shape)
+    NETWORK.forward([Segment(cache, TOKENS)])
+    copy = cache.copy(20)
+    cache.keep(20)
+    expected = NETWORK.forward([Segment(Cache(NETWORK.shape), TOKENS[:30])])[20:]
+    for each in (cache, copy):
+        found = NETWORK.forward([Segment(each, TOKENS[20:30])])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert copy.keys.data_ptr() != cache.keys.data_ptr()
+
+
+def test_the_logits_of_a_few_tokens_are_those_of_the_whole_vocabulary() -> None:
+    hidden = NETWORK.forward([Segment(Cache(NETWORK.shape), TOKENS)])
+    few = torch.tensor([5, 250, 17])
+    torch.testing.assert_close(NETWORK.logits_of(hidden, few), NETWORK.logits(hidden)[:, few])
+
+
+# -- int8 --------------------------------------------------------------------------------------------
+
+
+@needs_int8
+def test_int8_is_close_to_fp32() -> None:
+    torch.manual_seed(1)
+    weight, bias, x = torch.randn(96, 128), torch.randn(96), torch.randn(5, 128)
+    expected = fp32_linear(weight, bias)(x)
+    found = int8_linear(weight, bias)(x)
+    assert (found - expected).norm() / expected.norm() < 0.02
+
+
+@needs_int8
+@given(st.floats(1e-6, 1e6), st.integers(0, 30))
+def test_in_int8_no_row_changes_another(scale: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = int8_linear(torch.randn(32, 64), torch.randn(32))
+    mine, other = torch.randn(1, 64), torch.randn(3, 64) * scale
+    assert torch.equal(layer(mine)[0], layer(torch.cat([other, mine]))[3])
+
+
+@needs_int8
+def test_in_int8_the_largest_products_do_not_saturate() -> None:
+    found = int8_linear(torch.full((16, 1024), -1.0), None)(torch.ones(4, 1024))
+    torch.testing.assert_close(found, torch.full((4, 16), -1024.0), rtol=0.01, atol=0)
+
+
+@needs_int8
+def test_a_row_of_zeros_is_the_bias() -> None:
+    bias = torch.randn(8)
+    torch.testing.assert_close(int8_linear(torch.randn(8, 16), bias)(torch.zeros(2, 16)), bias.expand(2, 8))
