@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
+from adapters.local import LocalAdapter
 from bot.messages import (
     Address,
     Customer,
     Delivery,
     InboundMessage,
-    Inbox,
     OutboundKind,
     OutboundMessage,
     Platform,
@@ -26,32 +24,21 @@ from bot.messages import (
 )
 
 
-class ConsoleAdapter:
-    """A platform without a network. `emoji` shows a label's mood."""
+class ConsoleAdapter(LocalAdapter):
+    """A platform without a network."""
 
     platform = Platform.CONSOLE
-    asks_first = False
 
     def __init__(self, console: Console, emoji: Callable[[str], str]) -> None:
+        super().__init__(emoji)
         self._console = console
-        self._emoji = emoji
-        self._inbox: asyncio.Future[Inbox] | None = None
         self._moods: dict[str, Sentiment] = {}
-
-    @property
-    def last_contact(self) -> float | None:
-        return time.time()
-
-    async def run(self, inbox: Inbox) -> None:
-        """Nothing comes from outside: write() is the way in."""
-        self._ready().set_result(inbox)
-        await asyncio.Event().wait()
 
     async def write(self, customer: Customer, text: str) -> Receipt:
         """A customer says something. Returns once it is stored."""
         self._console.print(f"\n[bold cyan]{escape(customer.name)}[/]  {escape(text)}")
         self._moods.pop(customer.id, None)
-        inbox = await self._ready()
+        inbox = await self.inbox()
         address = Address(Platform.CONSOLE, "console", customer.id)
         return await inbox.receive(InboundMessage(address, customer, uuid.uuid4().hex, text))
 
@@ -68,11 +55,3 @@ class ConsoleAdapter:
         if mood is not None and self._moods.get(preview.customer_id) != mood:
             self._moods[preview.customer_id] = mood
             self._console.print(f"  [dim]{self._emoji(mood.label)} {mood.label}  (negative {mood.negative:.2f})[/]")
-
-    def split(self, text: str) -> Sequence[str]:
-        return [text]
-
-    def _ready(self) -> asyncio.Future[Inbox]:
-        if self._inbox is None:
-            self._inbox = asyncio.get_running_loop().create_future()
-        return self._inbox

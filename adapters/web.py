@@ -19,6 +19,7 @@ import gradio as gr
 from gradio.themes import Default
 from starlette.applications import Starlette
 
+from adapters.local import LocalAdapter
 from bot.errors import DatabaseUnavailable
 from bot.messages import (
     Address,
@@ -26,7 +27,6 @@ from bot.messages import (
     Delivery,
     InboundKind,
     InboundMessage,
-    Inbox,
     OutboundMessage,
     Platform,
     Preview,
@@ -75,26 +75,15 @@ class _Live:
     at: float
 
 
-class WebAdapter:
-    """A platform that is asked, not told: the page fetches what is there. `emoji` shows a label's mood."""
+class WebAdapter(LocalAdapter):
+    """A platform that is asked, not told: the page fetches what is there."""
 
     platform = Platform.WEB
-    asks_first = False
 
     def __init__(self, history: History, emoji: Callable[[str], str]) -> None:
+        super().__init__(emoji)
         self._history = history
-        self._emoji = emoji
-        self._inbox: asyncio.Future[Inbox] | None = None
         self._live: dict[str, _Live] = {}
-
-    @property
-    def last_contact(self) -> float | None:
-        return time.time()
-
-    async def run(self, inbox: Inbox) -> None:
-        """Nothing comes from outside: hear() is the way in."""
-        self._ready().set_result(inbox)
-        await asyncio.Event().wait()
 
     async def send(self, message: OutboundMessage) -> Delivery:
         """What is stored is what the page shows, so there is nothing left to do but to end the preview."""
@@ -103,9 +92,6 @@ class WebAdapter:
 
     async def preview(self, preview: Preview) -> None:
         self._live[preview.address.chat] = _Live(preview, time.monotonic())
-
-    def split(self, text: str) -> Sequence[str]:
-        return [text]
 
     # -- what the page asks ------------------------------------------------------------------------
 
@@ -120,7 +106,7 @@ class WebAdapter:
             words.lower()[1:] if command else words,
             InboundKind.COMMAND if command else InboundKind.TEXT,
         )
-        inbox = await self._ready()
+        inbox = await self.inbox()
         await inbox.receive(message)
 
     async def show(self, visitor: str) -> list[Bubble]:
@@ -155,11 +141,6 @@ class WebAdapter:
         if live is not None and time.monotonic() - live.at > STALE_S:
             live = self._live.pop(visitor, None) and None
         return live.preview if live else None
-
-    def _ready(self) -> asyncio.Future[Inbox]:
-        if self._inbox is None:
-            self._inbox = asyncio.get_running_loop().create_future()
-        return self._inbox
 
 
 def visitor_of(token: str) -> str:

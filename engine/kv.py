@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,28 @@ class Cache:
     def _empty(self, capacity: int) -> Tensor:
         shape = self._shape
         return torch.empty(shape.layers, shape.kv_heads, capacity, shape.head_size)
+
+
+class Histories:
+    """What was read of each conversation, by its name: the latest ones within a budget of bytes.
+
+    A name finds its own cache and no other; taking it out leaves none behind.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._caches: OrderedDict[str, Cache] = OrderedDict()
+
+    def take(self, name: str) -> Cache | None:
+        return self._caches.pop(name, None) if name else None
+
+    def keep(self, name: str, cache: Cache) -> None:
+        if not name:
+            return
+        self._caches[name] = cache
+        self._caches.move_to_end(name)
+        while sum(each.nbytes for each in self._caches.values()) > self._budget:
+            self._caches.popitem(last=False)
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError, FrontdeskError
 from engine.chat import Chat
 from engine.history import cut, fit
-from engine.kv import Cache, common
+from engine.kv import Cache, Histories, common
 from engine.model import Model, read
 from engine.qwen2 import Qwen2, Segment
 from engine.roles import CONTENT_FREE
@@ -100,7 +99,7 @@ class QwenEngine:
         self._config = config
         self._readings: dict[LabelRole, tuple[Tensor, Tensor]] = {}
         self._prefixes: dict[Role, Cache] = {}
-        self._histories = _Histories(config.cache_megabytes * 1_000_000)
+        self._histories = Histories(config.cache_megabytes * 1_000_000)
         self._inbox: SimpleQueue[_Check | _Label | _Write | None] = SimpleQueue()
         self._line = Scheduler()
         self._closed = False
@@ -424,28 +423,6 @@ class QwenEngine:
                 f"the instructions of the role {role.name} take {len(words)} of {budget} tokens and leave no room for "
                 "a message: raise engine.context_tokens, or shorten business.about and business.facts"
             )
-
-
-class _Histories:
-    """What was read of each conversation, by its name: the latest ones within a budget of bytes.
-
-    A name finds its own cache and no other; taking it out leaves none behind.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._caches: OrderedDict[str, Cache] = OrderedDict()
-
-    def take(self, name: str) -> Cache | None:
-        return self._caches.pop(name, None) if name else None
-
-    def keep(self, name: str, cache: Cache) -> None:
-        if not name:
-            return
-        self._caches[name] = cache
-        self._caches.move_to_end(name)
-        while sum(each.nbytes for each in self._caches.values()) > self._budget:
-            self._caches.popitem(last=False)
 
 
 def _label_role(reading: _Reading) -> LabelRole:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from engine import bundled, roles
-from engine.bundled import texts, tokenizer, train
+from engine.bundled import lessons, texts, tokenizer, train
 from engine.chat import Chat
 from engine.types import Speaker, Turn
 
@@ -27,11 +27,11 @@ def chat() -> Chat:
 
 
 @pytest.fixture
-def teacher(chat: Chat) -> train.Teacher:
+def teacher(chat: Chat) -> lessons.Teacher:
     glad, sad = texts.Message("so good", False, "en"), texts.Message("太差", True, "zh")
     asked = texts.Message("where is my invoice", False, "en", "invoice")
     public = {"online_shopping": [sad], "goemotions": [glad], "sst2": [glad], "imdb": [glad], "bitext": [asked]}
-    return train.Teacher(chat, public, Random(1))
+    return lessons.Teacher(chat, public, Random(1))
 
 
 # -- the files ---------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_a_file_with_a_stray_line_is_refused_by_name(tmp_path: Path) -> None:
 # -- what is learned ---------------------------------------------------------------------------------
 
 
-def test_a_mood_is_asked_for_as_in_serving_and_only_its_label_is_learned(chat: Chat, teacher: train.Teacher) -> None:
+def test_a_mood_is_asked_for_as_in_serving_and_only_its_label_is_learned(chat: Chat, teacher: lessons.Teacher) -> None:
     prefix = chat.question(roles.sentiment(), "")[:20]
     labels = {chat.encode(label)[0] for label in roles.SENTIMENT_LABELS}
     for example in teacher.moods(200):
@@ -170,7 +170,7 @@ def test_a_mood_is_asked_for_as_in_serving_and_only_its_label_is_learned(chat: C
         assert sum(example.targets[at].values()) == pytest.approx(1)
 
 
-def test_of_a_conversation_only_whole_answers_are_learned(chat: Chat, teacher: train.Teacher) -> None:
+def test_of_a_conversation_only_whole_answers_are_learned(chat: Chat, teacher: lessons.Teacher) -> None:
     end = chat.encode("<|im_end|>")[0]
     known = {text for languages in texts.replies().values() for found in languages.values() for text in found}
     for example in teacher.conversations(50):
@@ -187,10 +187,10 @@ def test_of_a_conversation_only_whole_answers_are_learned(chat: Chat, teacher: t
 
 
 def test_a_conversation_without_roughness_is_what_the_engine_renders(
-    chat: Chat, teacher: train.Teacher, monkeypatch: pytest.MonkeyPatch
+    chat: Chat, teacher: lessons.Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "SCATTER", 0)
-    monkeypatch.setattr(train, "FORGET", 0)
+    monkeypatch.setattr(lessons, "SCATTER", 0)
+    monkeypatch.setattr(lessons, "FORGET", 0)
     role = roles.reply()
     ids = chat.prompt(role, [])[: -len(chat.encode("<|im_start|>assistant\n"))]
     ids += teacher._asked("几点开门？", first=True)
@@ -201,11 +201,13 @@ def test_a_conversation_without_roughness_is_what_the_engine_renders(
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
-def test_what_is_read_once_a_batch_changes_no_loss(random_model: Path, teacher: train.Teacher, penalty: float) -> None:
+def test_what_is_read_once_a_batch_changes_no_loss(
+    random_model: Path, teacher: lessons.Teacher, penalty: float
+) -> None:
     model = Qwen2ForCausalLM.from_pretrained(random_model, dtype=torch.float32)
     room = model.config.vocab_size
     examples = [
-        train.Example(
+        lessons.Example(
             [each % room for each in example.ids],
             {at: {t % room: s for t, s in odds.items()} for at, odds in example.targets.items()},
         )

@@ -1,0 +1,222 @@
+"""The examples that the bundled model learns from, made without end from everything there is to learn.
+
+Prompts are rendered by engine.chat from engine.roles, as in serving, so that training and serving cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from engine import roles
+from engine.bundled import texts
+from engine.bundled.texts import Message
+from engine.chat import Chat
+from engine.kv import common
+from engine.types import LabelRole, Speaker, TextRole, Turn
+
+SMOOTHING = 0.06
+"""What a mood's label leaves to the others: the model shall not be surer than it is right."""
+SCATTER, FORGET = 0.05, 0.02
+"""Shares of a message's tokens that are spelt in pieces, or left out: real people write words we have not seen."""
+SHARES = {
+    "online_shopping": 0.36,
+    "goemotions": 0.13,
+    "sst2": 0.085,
+    "imdb": 0.015,
+    "written": 0.30,
+    "templates": 0.08,
+    "bitext": 0.02,
+    "nothing": 0.01,
+}
+"""How often each source gives a message whose mood is learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids, and for the positions in `targets` what follows them: one token, or odds of several.
+
+    At the positions in `hints`, the words of the message, the model is asked for the label as well: what it thinks
+    after half a sentence. Nothing is read there in serving; it teaches the meaning of words far sooner than the end of
+    the prompt alone does.
+    """
+
+    ids: list[int]
+    targets: dict[int, dict[int, float]]
+    hints: range = range(0)
+
+
+class Teacher:
+    """Makes examples, without end, from everything there is to learn."""
+
+    def __init__(self, chat: Chat, public: dict[str, list[Message]], random: Random) -> None:
+        self._chat = chat
+        self._random = random
+        self._sources = {name: [each for each in found if not held_back(each)] for name, found in public.items()}
+        self._sources["written"] = [each for each in texts.written() if not held_back(each)]
+        self._intents = _by_language_and_intent(self._sources["written"])
+        self._templates = texts.templates(texts.CORPUS)
+        self._mood, self._intent = roles.sentiment(), roles.intent()
+        self._end, self._gap = chat.encode("<|im_end|>"), chat.encode("\n")
+        self._opening = chat.encode("<|im_start|>assistant\n")
+        self._empty_turn = self._turn("")
+        self._pieces: dict[int, list[int]] = {}
+
+    # -- labels ------------------------------------------------------------------------------------
+
+    def moods(self, count: int) -> list[Example]:
+        """Messages and their moods."""
+        return [self._mood_of(source) for source in self._random.choices(list(SHARES), list(SHARES.values()), k=count)]
+
+    def intents(self, count: int) -> list[Example]:
+        """Messages and what they are about."""
+        return [self._intent_of(self._asking()) for _ in range(count)]
+
+    def _mood_of(self, source: str) -> Example:
+        if source == "nothing":
+            text = self._random.choice((*roles.CONTENT_FREE, "...", "。", "？", "-", "hm", "嗯"))
+            return self._labelled(self._mood, text, dict.fromkeys(self._mood.labels, 1 / len(self._mood.labels)))
+        if source == "templates":
+            return self._judged(self._random.choice(self._templates).fill(self._random))
+        return self._judged(self._joined(self._random.choice(self._sources[source]), source))
+
+    def _joined(self, message: Message, source: str) -> Message:
+        """Now and then two written messages of one mood as one."""
+        if source == "written" and self._random.random() < 0.15:
+            other = self._random.choice(self._sources[source])
+            if (other.negative, other.language) == (message.negative, message.language):
+                gap = self._random.choice(("，", "。", " ") if message.language == "zh" else (". ", ", ", " "))
+                return Message(message.text + gap + other.text, message.negative, message.language)
+        return message
+
+    def _judged(self, message: Message) -> Example:
+        glad, sad = self._mood.labels
+        right, wrong = (sad, glad) if message.negative else (glad, sad)
+        return self._labelled(
+            self._mood, texts.vary(message, self._random).text, {right: 1 - SMOOTHING, wrong: SMOOTHING}
+        )
+
+    def _asking(self) -> Message:
+        if self._random.random() < 0.15:
+            return self._random.choice(self._sources["bitext"])
+        return self._random.choice(self._intents[self._random.choice(list(self._intents))])
+
+    def _intent_of(self, message: Message) -> Example:
+        label = texts.INTENT_LABEL.get(message.intent, texts.OTHER)
+        return self._labelled(self._intent, texts.vary(message, self._random).text, {label: 1.0})
+
+    def _labelled(self, role: LabelRole, text: str, odds: dict[str, float]) -> Example:
+        ids = self._chat.question(role, text)
+        empty = self._chat.question(role, "")
+        start, rest = common(empty, ids), common(empty[::-1], ids[::-1])
+        ids = self._roughened(ids, start, len(ids) - rest)
+        target = {self._chat.encode(label)[0]: share for label, share in odds.items()}
+        return Example(ids, {len(ids) - 1: target}, range(start, len(ids) - rest))
+
+    # -- replies -----------------------------------------------------------------------------------
+
+    def conversations(self, count: int) -> list[Example]:
+        """Of customers of one shop, so that its instructions are read once a batch."""
+        role = self._shop()
+        return [self._conversation(role) for _ in range(count)]
+
+    def _conversation(self, role: TextRole) -> Example:
+        """One to four questions of one customer and the answers to them."""
+        language = self._random.choice(texts.LANGUAGES)
+        intents = [each for each in self._intents if each[0] == language]
+        shares = [len(self._intents[each]) ** 0.5 for each in intents]  # what is said in more ways needs more examples
+        ids = self._chat.prompt(role, [])[: -len(self._opening)]
+        targets: dict[int, dict[int, float]] = {}
+        for number in range(self._random.choice((1, 2, 3, 4))):
+            of_language = language if self._random.random() < 0.95 else self._random.choice(texts.LANGUAGES)
+            intent = (of_language, self._random.choices(intents, shares)[0][1])
+            message = texts.vary(self._random.choice(self._intents[intent]), self._random)
+            ids += self._asked(message.text, first=number == 0)
+            for token in [*self._chat.encode(self._random.choice(self._answers(intent))), *self._end]:
+                targets[len(ids) - 1] = {token: 1.0}
+                ids.append(token)
+        return Example(ids, targets)
+
+    def _answers(self, intent: tuple[str, str]) -> Sequence[str]:
+        language, name = intent
+        return texts.replies()[name][language]
+
+    def _asked(self, text: str, first: bool) -> list[int]:
+        """The tokens of a customer's turn up to where the assistant begins, as the template has them."""
+        turn = self._turn(text)
+        end = len(turn) - common(self._empty_turn[::-1], turn[::-1])
+        turn = self._roughened(turn, common(self._empty_turn, turn), end)
+        return turn if first else self._gap + turn
+
+    def _turn(self, text: str) -> list[int]:
+        nobody = TextRole("", "")
+        before = len(self._chat.prompt(nobody, [])) - len(self._opening)
+        return self._chat.prompt(nobody, [Turn(Speaker.USER, text)])[before:]
+
+    def _shop(self) -> TextRole:
+        """The reply role of some shop: a model that has seen one alone would not know its role at another."""
+        name, about, facts = self._random.choice(_NAMES), self._random.choice(_ABOUT), list(_FACTS)
+        self._random.shuffle(facts)
+        return roles.reply(name, about, facts[: self._random.choice((0, 0, 1, 2, 3))])
+
+    # -- rougher than it was written ---------------------------------------------------------------
+
+    def _roughened(self, ids: list[int], start: int, end: int) -> list[int]:
+        rough = ids[:start]
+        for token in ids[start:end]:
+            drawn = self._random.random()
+            if drawn < SCATTER:
+                rough += self._spelt(token)
+            elif drawn > FORGET + SCATTER or end - start < 4:
+                rough.append(token)
+        return rough + ids[end:]
+
+    def _spelt(self, token: int) -> list[int]:
+        """A token's characters, each by itself; tokens of parts of characters stay as they are."""
+        if token not in self._pieces:
+            text = self._chat.text([token]) if token else ""
+            whole = self._chat.encode(text) == [token]
+            self._pieces[token] = [each for char in text for each in self._chat.encode(char)] if whole else [token]
+        return self._pieces[token]
+
+
+_NAMES = (
+    *("", "", "Blue Door", "Harbour Cycles", "Mill Lane Bakery", "Lotus", "Northern Light", "The Paper Shop"),
+    *("晨光小店", "晨光小店 Morning Light", "小鹿家居", "四季花坊", "老街书店", "云朵童装", "好味厨房", "阿强数码"),
+)
+_ABOUT = (
+    *("", "", "A small shop for tea, cups and tea sets.", "We sell and repair bicycles.", "Clothes for children."),
+    *("一家卖茶叶和茶具的小店。", "手机配件和维修。", "家常菜外卖。", "Books, paper and pens.", "鲜花当天配送。"),
+)
+_FACTS = (
+    *("Open Monday to Saturday, 9:00 to 18:00.", "Delivery takes two to four days and is free from 99 yuan."),
+    *("Unused goods can be returned or exchanged within 7 days.", "Closed on public holidays.", "We ship abroad."),
+    *(
+        "营业时间每天 10:00 到 21:00。",
+        "满 59 元包邮，一般三天内送到。",
+        "七天无理由退换。",
+        "可以开电子发票。",
+        "周一休息。",
+    ),
+    *(
+        "Gift wrapping costs 2 euros.",
+        "Pick-up at the shop is free.",
+        "会员九五折。",
+        "门店在地铁站旁边。",
+        "All prices include tax.",
+    ),
+)
+
+
+def held_back(message: Message) -> bool:
+    """One message in forty is never learned from: how well these are judged is what training watches."""
+    return Random(message.text).random() < 0.025
+
+
+def _by_language_and_intent(messages: Sequence[Message]) -> dict[tuple[str, str], list[Message]]:
+    found: dict[tuple[str, str], list[Message]] = {}
+    for message in messages:
+        if message.intent:
+            found.setdefault((message.language, message.intent), []).append(message)
+    return found
