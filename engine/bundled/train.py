@@ -1,7 +1,7 @@
 """Train the bundled model: `python -m engine.bundled.train FOLDER_OF_THE_PUBLIC_SETS [--steps N] [--out DIRECTORY]`.
 
-About seventy minutes on two cores. Interrupted, the same command goes on from the last checkpoint. card.md says what the model
-is for, where the public sets come from, and how well it does.
+About seventy minutes on two cores. Interrupted, the same command goes on from the last checkpoint. card.md says what
+the model is for, where the public sets come from, and how well it does.
 
 Prompts are rendered by engine.chat from engine.roles, as in serving. Of a mood or an intent only the label is learned,
 of a conversation only the answers: no word of a customer, and so none of the public sets, can come out of the model.
