@@ -152,6 +152,6 @@ def _banner(model: str) -> str:
     if model != BUNDLED:
         return f"[bold]frontdesk demo[/] · speaking: [bold]{model}[/]"
     return (
-        "[bold]frontdesk demo[/] · speaking: the small [bold]bundled[/] model. It reads most moods and answers\n"
-        "simple questions from what it learned by heart; it is for a first look, not for customers."
+        "[bold]frontdesk demo[/] · speaking: the small [bold]bundled[/] model. It reads\n"
+        "most moods and answers simple questions: for a first look, not for customers."
     )

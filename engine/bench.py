@@ -131,7 +131,7 @@ def run(variant: str, shape: str, customers: int, messages: int) -> Run:
 
     chat = Chat(AutoTokenizer.from_pretrained(bundled.PATH))
     measure = _textbook if variant == TEXTBOOK else _engine
-    found, wall = measure(chat, variant, SHAPES[shape], customers, messages)
+    found, wall, memory = measure(chat, variant, SHAPES[shape], customers, messages)
     total = median(each.total_s for each in found)
     writing = [(REPLY - 1) / (each.total_s - each.first_token_s) for each in found]
     return Run(
@@ -142,12 +142,12 @@ def run(variant: str, shape: str, customers: int, messages: int) -> Run:
         median(writing),
         total,
         60 * len(found) / wall,
-        _rss() / 1e9,
+        memory / 1e9,
     )
 
 
 def _rss() -> float:
-    """Bytes of memory in use now."""
+    """Bytes of memory in use now; to be asked while the model is still there."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
@@ -157,7 +157,7 @@ def _rss() -> float:
 
 def _engine(
     chat: Chat, precision: str, config: dict[str, Any], customers: int, messages: int
-) -> tuple[list[Message], float]:
+) -> tuple[list[Message], float, float]:
     from transformers import AutoTokenizer
 
     from engine.quantize import fp32_linear, int8_linear
@@ -186,7 +186,7 @@ class _RandomWeights:
         return torch.empty(size, dtype=torch.bfloat16).normal_(std=0.02, generator=self._random)
 
 
-async def _converse(engine: Any, chat: Chat, customers: int, messages: int) -> tuple[list[Message], float]:
+async def _converse(engine: Any, chat: Chat, customers: int, messages: int) -> tuple[list[Message], float, float]:
     async def say(customer: int, number: int) -> Message:
         role, turns, message = work(chat, customer, number)
         started = time.perf_counter()
@@ -205,8 +205,9 @@ async def _converse(engine: Any, chat: Chat, customers: int, messages: int) -> t
     started = time.perf_counter()
     found = await asyncio.gather(*(customer(each) for each in range(customers)))
     wall = time.perf_counter() - started
+    memory = _rss()
     await engine.close()
-    return [message for each in found for message in each], wall
+    return [message for each in found for message in each], wall, memory
 
 
 # -- the textbook recipe -----------------------------------------------------------------------------
@@ -214,7 +215,7 @@ async def _converse(engine: Any, chat: Chat, customers: int, messages: int) -> t
 
 def _textbook(
     chat: Chat, variant: str, config: dict[str, Any], customers: int, messages: int
-) -> tuple[list[Message], float]:
+) -> tuple[list[Message], float, float]:
     """generate() for the mood, generate() for the reply. It serves one message at a time, whoever waits."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -235,7 +236,7 @@ def _textbook(
         say(0, 0)
         started = time.perf_counter()
         found = [say(each, 1 + number) for number in range(messages) for each in range(min(customers, 2))]
-        return found, time.perf_counter() - started
+        return found, time.perf_counter() - started, _rss()
 
 
 class _Clock:
