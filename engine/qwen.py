@@ -101,7 +101,7 @@ class QwenEngine:
         self._prefixes: dict[Role, Cache] = {}
         self._histories = Histories(config.cache_megabytes * 1_000_000)
         self._inbox: SimpleQueue[_Check | _Label | _Write | None] = SimpleQueue()
-        self._line = Scheduler()
+        self._line = Scheduler[_Reading]()
         self._closed = False
         self._thread = Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -188,7 +188,7 @@ class QwenEngine:
             while self._collect():
                 self._drop_who_gave_up()
                 self._run(self._line.plan())
-        for reading in self._readers():
+        for reading in self._line:
             _settle(reading.request.answer, EngineClosed("the engine was closed before it had answered"))
 
     def _collect(self) -> bool:
@@ -213,13 +213,10 @@ class QwenEngine:
         _refuse_late(request.deadline)
         self._line.add(self._labelling(request) if isinstance(request, _Label) else self._writing(request))
 
-    def _readers(self) -> list[_Reading]:
-        return [item for item in self._line if isinstance(item, _Reading)]
-
     def _drop_who_gave_up(self) -> None:
         """Callers that were cancelled, and replies whose time is up."""
         now = time.monotonic()
-        for reading in self._readers():
+        for reading in self._line:
             if reading.request.answer.cancelled():
                 self._leave(reading)
             elif now >= reading.request.deadline:
@@ -228,9 +225,8 @@ class QwenEngine:
                 else:
                     self._leave(reading, _late())
 
-    def _run(self, step: list[tuple[Item, int]]) -> None:
+    def _run(self, chosen: list[tuple[_Reading, int]]) -> None:
         """Let the model read one step's tokens; where that fails, each alone, so that none fails for its neighbour."""
-        chosen = [(item, count) for item, count in step if isinstance(item, _Reading)]
         if not chosen:
             return
         starts = [len(reading.cache) for reading, _ in chosen]
@@ -255,17 +251,13 @@ class QwenEngine:
         """For each, the logits of what follows once it has read everything: of its labels, or of all tokens."""
         hidden = self._model.forward([Segment(reading.cache, reading.new[:count]) for reading, count in chosen])
         ends = torch.tensor([count for _, count in chosen]).cumsum(0) - 1
-        done = [reading if count == len(reading.new) else None for reading, count in chosen]
-        writing = [row for row, reading in enumerate(done) if isinstance(reading, _Writing)]
-        spoken = dict(zip(writing, self._model.logits(hidden[ends[writing]]), strict=True)) if writing else {}
-        return [
-            None
-            if reading is None
-            else spoken[row]
-            if row in spoken
-            else self._label_logits(reading, hidden[ends[row]])
-            for row, reading in enumerate(done)
-        ]
+        finished = [row for row, (reading, count) in enumerate(chosen) if count == len(reading.new)]
+        writing = [row for row in finished if isinstance(chosen[row][0], _Writing)]
+        found = dict(zip(writing, self._model.logits(hidden[ends[writing]]), strict=True)) if writing else {}
+        for row in finished:
+            if row not in found:
+                found[row] = self._label_logits(chosen[row][0], hidden[ends[row]])
+        return [found.get(row) for row in range(len(chosen))]
 
     def _attempt(self, reading: _Reading, logits: Tensor) -> None:
         """Answer from the logits; what goes wrong is this request's alone."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 BUDGET = 128
 """Tokens of one step: about a tenth of a second of a 0.5 B model on two cores."""
@@ -26,27 +27,30 @@ class Item:
     served: int = -1
 
 
-class Scheduler:
+Each = TypeVar("Each", bound=Item)
+
+
+class Scheduler(Generic[Each]):
     """The line, in order of arrival."""
 
     def __init__(self, budget: int = BUDGET) -> None:
         self._budget = budget
-        self._items: list[Item] = []
+        self._items: list[Each] = []
         self._step = 0
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Each]:
         return iter(list(self._items))
 
-    def add(self, item: Item) -> None:
+    def add(self, item: Each) -> None:
         self._items.append(item)
 
-    def remove(self, item: Item) -> None:
+    def remove(self, item: Each) -> None:
         self._items.remove(item)
 
-    def plan(self) -> list[tuple[Item, int]]:
+    def plan(self) -> list[tuple[Each, int]]:
         """The next step: how many tokens of which items. Empty only when the line is."""
         self._step += 1
         chosen = list(self._planned())
@@ -54,7 +58,7 @@ class Scheduler:
             item.served = self._step
         return chosen
 
-    def _planned(self) -> Iterator[tuple[Item, int]]:
+    def _planned(self) -> Iterator[tuple[Each, int]]:
         left = self._budget
         speaking = sorted((each for each in self._items if each.speaking), key=lambda each: each.served)
         for item in speaking[:left]:
