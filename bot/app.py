@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adapters.console import ConsoleAdapter
 from bot import log
@@ -28,19 +27,17 @@ from bot.http import Health, build_asgi, is_loopback, serve
 from bot.intake import Intake
 from bot.messages import Adapter, Address, Platform
 from bot.metrics import Metrics
+from bot.model import load_engine, model_path, reply_role, sentiment_role
 from bot.queue import Handler
 from bot.queue.embedded import EmbeddedQueue, backoff
 from bot.store.database import Database, Writer, open_engine, single_writer, upgrade
 from bot.store.jobs import JobKind
 from bot.store.reader import Reader
 from bot.store.store import Store
-from engine import load, roles
-from engine.types import Engine, EngineConfig
+from engine.types import Engine
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
-
-    from engine.qwen import QwenEngine
 
 logger = structlog.get_logger(__name__)
 
@@ -218,21 +215,13 @@ def cards_to(settings: Settings) -> Address | None:
 
 def manners(settings: Settings) -> Manners:
     """How the desk behaves, from the settings."""
-    business, speech = settings.business, settings.engine
     return Manners(
-        sentiment=roles.sentiment(settings.sentiment.labels),
-        reply=roles.reply(
-            business.name,
-            business.about,
-            business.facts,
-            speech.temperature,
-            speech.repetition_penalty,
-            speech.max_new_tokens,
-        ),
+        sentiment=sentiment_role(settings),
+        reply=reply_role(settings),
         negative=settings.sentiment.negative,
         threshold=settings.escalation.threshold,
         keywords=settings.escalation.keywords,
-        shop=business.name,
+        shop=settings.business.name,
     )
 
 
@@ -275,56 +264,6 @@ def stop_on_signals() -> asyncio.Event:
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     return stop
-
-
-def model_path(settings: Settings, console: Console) -> Path:
-    """Where the model's files are; downloads them when they are not there yet. Raises ModelUnavailable."""
-    model, revision = settings.engine.model, settings.engine.revision
-    path = load.resolve(model, revision)
-    return path or pull(model, revision, console)
-
-
-def pull(model: str, revision: str, console: Console) -> Path:
-    """Download a model with a progress bar. Raises ModelUnavailable."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"downloading {model}", total=None)
-        return load.pull(model, revision, lambda done, total: progress.update(task, completed=done, total=total))
-
-
-async def load_engine(settings: Settings, path: Path, console: Console) -> Engine:
-    """Load the model beside the event loop, with a progress bar.
-
-    Raises ModelUnavailable, and ConfigError for roles that the model cannot serve (labels that it cannot tell apart).
-    """
-    speech = settings.engine
-    config = EngineConfig(
-        model=speech.model,
-        revision=speech.revision,
-        context_tokens=speech.context_tokens,
-        deadline_s=speech.deadline_seconds,
-        penalise_prompt=speech.penalise_prompt,
-        precision=speech.precision,
-        cache_megabytes=speech.cache_megabytes,
-        threads=speech.threads,
-    )
-
-    def loading(report: Callable[[float], None]) -> QwenEngine:
-        from engine.qwen import QwenEngine  # imports torch and transformers: seconds
-
-        return QwenEngine.load(config, path, report)
-
-    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as progress:
-        task = progress.add_task(f"loading {speech.model}", total=1.0)
-        engine = await asyncio.to_thread(loading, lambda share: progress.update(task, completed=share))
-    try:
-        how = manners(settings)
-        await engine.check(how.sentiment)
-        await engine.check(how.reply)
-    except FrontdeskError:
-        await engine.close()
-        raise
-    return engine
 
 
 def _first(group: BaseExceptionGroup[FrontdeskError]) -> FrontdeskError:

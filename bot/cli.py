@@ -167,8 +167,8 @@ def model_pull(
     """Download the model; an interrupted download continues. HF_ENDPOINT names a mirror."""
     from rich.console import Console
 
-    from bot.app import pull
     from bot.config import Settings, load
+    from bot.model import pull
     from engine.load import size_on_disk
 
     settings = load(config) if config.exists() else Settings()
@@ -176,6 +176,29 @@ def model_pull(
     console = Console(soft_wrap=True)
     path = pull(name, revision, console)
     console.print(f"{name} is here: {size_on_disk(path) / 1e6:,.0f} MB in {path}", highlight=False)
+
+
+@model_app.command("check")
+def model_check(
+    model: Annotated[
+        str | None, typer.Argument(help="A hub id, a directory or bundled; the configured model when left out.")
+    ] = None,
+    config: Config = CONFIG,
+) -> None:
+    """Compare the model in 8 bits with itself in 32: `engine.precision = "auto"` serves it as is found good."""
+    from rich.console import Console
+
+    from bot.config import Settings, load
+    from bot.model import check_precision, model_path, precision_table
+
+    settings = load(config) if config.exists() else Settings()
+    if model:
+        chosen = settings.engine.model_copy(update={"model": model, "revision": ""})
+        settings = settings.model_copy(update={"engine": chosen})
+    console = Console(soft_wrap=True)
+    report = check_precision(model_path(settings, console), settings.engine.model, console)
+    console.print(precision_table(report))
+    console.print(f"served in {report.sentence}", highlight=False)
 
 
 @db_app.command("upgrade")

@@ -52,7 +52,7 @@ class EngineSection(_Section):
     temperature: float = Field(default=0.7, ge=0, le=2)
     repetition_penalty: float = Field(default=1.2, ge=1, le=2)
     penalise_prompt: bool = False
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     cache_megabytes: int = Field(default=200, ge=0, le=100_000)
     deadline_seconds: float = Field(default=60, gt=0, le=600)
     threads: int = Field(default=0, ge=0, le=256)

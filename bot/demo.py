@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.panel import Panel
 
 from bot import log
-from bot.app import App, build, load_engine, stop_on_signals
+from bot.app import App, build, stop_on_signals
 from bot.config import Settings, load
 from bot.conversation import Author
 from bot.errors import ModelUnavailable
 from bot.messages import Address, Customer, Platform
+from bot.model import load_engine
 from bot.store.database import upgrade
 from bot.store.values import OutboundState, Trace
 from engine.load import BUNDLED, resolve

@@ -52,6 +52,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield from (Check("tokens", False, sentence) for sentence in missing_tokens(settings))
     yield _database(settings.database.url)
     yield _model(settings.engine.model, settings.engine.revision)
+    yield _precision(settings.engine.model, settings.engine.revision, settings.engine.precision)
     yield from _telegram(settings)
     yield from _slack(settings)
     if settings.escalation.channel == "console":
@@ -81,6 +82,16 @@ def _model(model: str, revision: str) -> Check:
         return Check("model", False, f"{model} is not on this disk: `frontdesk model pull` downloads it")
     nature = "for a first look, not for customers; " * (model == load.BUNDLED)
     return Check("model", True, f"{model}: {nature}{load.size_on_disk(path) / 1e6:,.0f} MB in {path}")
+
+
+def _precision(model: str, revision: str, wanted: str) -> Check:
+    from bot.model import precision_sentence
+
+    try:
+        path = load.resolve(model, revision)
+        return Check("precision", True, precision_sentence(path, wanted) if path else "chosen once the model is here")
+    except FrontdeskError as error:
+        return Check("precision", False, str(error))
 
 
 def _telegram(settings: Settings) -> list[Check]:

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bot import labelled
-from bot.app import load_engine, model_path
 from bot.config import Settings
 from bot.errors import ConfigError, DataError
 from bot.labelled import Labelled
+from bot.model import load_engine, model_path
 from engine import roles
 from engine.types import Engine, LabelRole, LabelScores
 

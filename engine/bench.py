@@ -50,7 +50,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """As their config.json has them; "tiny" is for tests."""
 TEXTBOOK = "textbook"
-VARIANTS = (TEXTBOOK, "fp32", "int8")
+VARIANTS = (TEXTBOOK, "fp32", "fp16", "int8")
 SYSTEM, HISTORY, MESSAGE, REPLY = 40, 250, 30, 64
 """Tokens of the work: system prompt, history, new message, reply."""
 LABEL_TOKENS = 5
@@ -160,12 +160,12 @@ def _engine(
 ) -> tuple[list[Message], float, float]:
     from transformers import AutoTokenizer
 
-    from engine.quantize import fp32_linear, int8_linear
+    from engine.precision import make_linear
     from engine.qwen import QwenEngine
     from engine.qwen2 import Qwen2, Shape
 
     shape = Shape.of(config)
-    network = Qwen2(shape, _RandomWeights(shape.sizes()), int8_linear if precision == "int8" else fp32_linear)
+    network = Qwen2(shape, _RandomWeights(shape.sizes()), make_linear(bundled.PATH, precision))
     # No token ends a reply: each has exactly as many as its role allows.
     tokenizer = AutoTokenizer.from_pretrained(bundled.PATH)
     engine = QwenEngine(network, frozenset(), tokenizer, EngineConfig(seed=1, cache_megabytes=2_000))

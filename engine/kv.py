@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from engine.network import Past
     from engine.qwen2 import Shape
 
 ROOM = 64
@@ -69,12 +70,12 @@ class Histories:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._caches: OrderedDict[str, Cache] = OrderedDict()
+        self._caches: OrderedDict[str, Past] = OrderedDict()
 
-    def take(self, name: str) -> Cache | None:
+    def take(self, name: str) -> Past | None:
         return self._caches.pop(name, None) if name else None
 
-    def keep(self, name: str, cache: Cache) -> None:
+    def keep(self, name: str, cache: Past) -> None:
         if not name:
             return
         self._caches[name] = cache

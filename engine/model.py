@@ -3,88 +3,132 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bot.errors import ConfigError, ModelUnavailable
+from bot.errors import ModelUnavailable
 from engine.load import weights
-from engine.quantize import fp32_linear, int8_linear, int8_supported
-from engine.qwen2 import Qwen2, Shape
+from engine.network import Network
+from engine.qwen2 import MakeLinear, Qwen2, Shape
+
+OWN = "qwen2"
+"""The model_type that engine.qwen2 runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that can be served. `stops` are the tokens that end a reply."""
 
-    network: Qwen2
+    network: Network
     stops: frozenset[int]
     tokenizer: PreTrainedTokenizerBase
 
 
-def read(path: Path, precision: str, on_progress: Callable[[float], None]) -> Model:
-    """The model in `path`; `on_progress` is called with 0 to 1. `precision` is "fp32" or "int8".
+def read(path: Path, linear: MakeLinear, on_progress: Callable[[float], None]) -> Model:
+    """The model in `path`, its layers made by `linear`; `on_progress` hears 0 to 1. Raises ModelUnavailable.
 
-    Raises ModelUnavailable, and ConfigError for a precision that this machine does not have.
+    Models of another family than Qwen2 are run by transformers, in fp32.
     """
-    if precision == "int8" and not int8_supported():
-        raise ConfigError('engine.precision = "int8" needs a CPU with VNNI, which this one lacks: use "fp32"')
-    config = _config(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        network = _network(path, config, precision, on_progress)
-    except ModelUnavailable:
-        raise
-    except Exception as error:  # whatever torch, tokenizers or safetensors make of a broken file
-        raise ModelUnavailable(
-            f"the model in {path} cannot be loaded ({type(error).__name__}: {_first_line(error)}): "
-            "run `frontdesk model pull`, or name another one in engine.model"
-        ) from error
+    config, tokenizer = _config(path), tokenizer_of(path)
+    if config["model_type"] == OWN:
+        with Weights(path) as files:
+            network: Network = files.network(linear, on_progress)
+    else:
+        with _said_of(path):
+            network = _other(path)
     _refuse_unfit_tokenizer(path, network, tokenizer)
     on_progress(1.0)
     return Model(network, _stops(path, config, tokenizer), tokenizer)
 
 
+def is_own(path: Path) -> bool:
+    """Whether our own forward pass runs the model in `path`. Raises ModelUnavailable."""
+    return bool(_config(path)["model_type"] == OWN)
+
+
+def _other(path: Path) -> Network:
+    from engine.other import OtherModel  # imports the models of transformers: seconds
+
+    return OtherModel(path)
+
+
+def tokenizer_of(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `path`. Raises ModelUnavailable."""
+    with _said_of(path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        return tokenizer
+
+
 def _config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
+        config["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelUnavailable(f"{path / 'config.json'} cannot be read: run `frontdesk model pull`") from None
-    if kind != "qwen2":
-        raise ModelUnavailable(f"{path} holds a {kind} model and only qwen2 is served: choose a Qwen1.5 chat model")
     return config
 
 
-def _network(path: Path, config: dict[str, Any], precision: str, on_progress: Callable[[float], None]) -> Qwen2:
-    """The network, from the files layer by layer, so that no second copy of all weights is ever in memory."""
-    on_progress(0.0)
-    shape = Shape.of(config)
-    with ExitStack() as opened:
-        found: dict[str, Any] = {}
-        for file in weights(path):
-            content = opened.enter_context(safe_open(file, framework="pt"))
-            found.update(dict.fromkeys(content.keys(), content))
-        _refuse_missing(path, shape, set(found))
+class Weights:
+    """The files of the model in `path`, open. Raises ModelUnavailable."""
+
+    def __init__(self, path: Path) -> None:
+        self.config = _config(path)
+        self._path = path
+        self._files = ExitStack()
+        self._holding: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        with _said_of(self._path):
+            for file in weights(self._path):
+                content = self._files.enter_context(safe_open(file, framework="pt"))
+                self._holding.update(dict.fromkeys(content.keys(), content))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+
+    def network(self, linear: MakeLinear, on_progress: Callable[[float], None]) -> Qwen2:
+        """The network, layer by layer, so that no second copy of all weights is ever in memory."""
+        on_progress(0.0)
         done = 0
 
         def take(name: str) -> Tensor:
             nonlocal done
             done += 1
-            on_progress(min(0.99, done / len(found)))
-            tensor: Tensor = found[name].get_tensor(name)
+            on_progress(min(0.99, done / len(self._holding)))
+            tensor: Tensor = self._holding[name].get_tensor(name)
             if name in sizes and list(tensor.shape) != sizes[name]:
                 raise ValueError(f"{name} has the shape {list(tensor.shape)} instead of {sizes[name]}")
             return tensor
 
-        sizes = shape.sizes()
-        return Qwen2(shape, take, int8_linear if precision == "int8" else fp32_linear)
+        with _said_of(self._path):
+            shape = Shape.of(self.config)
+            sizes = shape.sizes()
+            _refuse_missing(self._path, shape, set(self._holding))
+            return Qwen2(shape, take, linear)
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """Whatever torch, tokenizers or safetensors make of a broken file becomes one sentence."""
+    try:
+        yield
+    except ModelUnavailable:
+        raise
+    except Exception as error:
+        raise ModelUnavailable(
+            f"the model in {path} cannot be loaded ({type(error).__name__}: {_first_line(error)}): "
+            "run `frontdesk model pull`, or name another one in engine.model"
+        ) from error
 
 
 def _refuse_missing(path: Path, shape: Shape, found: set[str]) -> None:
@@ -95,10 +139,10 @@ def _refuse_missing(path: Path, shape: Shape, found: set[str]) -> None:
         )
 
 
-def _refuse_unfit_tokenizer(path: Path, network: Qwen2, tokenizer: PreTrainedTokenizerBase) -> None:
-    if len(tokenizer) > network.shape.vocabulary:
+def _refuse_unfit_tokenizer(path: Path, network: Network, tokenizer: PreTrainedTokenizerBase) -> None:
+    if len(tokenizer) > network.vocabulary:
         raise ModelUnavailable(
-            f"the tokenizer in {path} has {len(tokenizer)} entries and the weights have {network.shape.vocabulary}: "
+            f"the tokenizer in {path} has {len(tokenizer)} entries and the weights have {network.vocabulary}: "
             "they belong to two models, so copy one of them whole"
         )
     if not tokenizer.chat_template:

@@ -23,10 +23,12 @@ from transformers import PreTrainedTokenizerBase
 
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError, FrontdeskError
 from engine.chat import Chat
+from engine.draft import CONTEXT, ROWS, Index, Replies
 from engine.history import cut, fit
-from engine.kv import Cache, Histories, common
+from engine.kv import Histories, common
 from engine.model import Model, read
-from engine.qwen2 import Qwen2, Segment
+from engine.network import Network, Past, Segment
+from engine.precision import make_linear
 from engine.roles import CONTENT_FREE
 from engine.sampling import choose, penalise
 from engine.scheduler import Item, Scheduler
@@ -74,17 +76,21 @@ class _Reading(Item):
     """A request in line: what is still to be read, and the cache that takes it up."""
 
     request: _Label | _Write
-    cache: Cache
+    cache: Past
     new: list[int]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Writing(_Reading):
-    """A reply on its way."""
+    """A reply on its way. `guessed` are the last of the `new` tokens: to be read, but said only if they are drawn."""
 
     request: _Write
     draw: Callable[[Tensor, list[int]], int]
+    prompt: Index
+    opening: list[int]
     reply: list[int] = field(default_factory=list)
+    guessed: list[int] = field(default_factory=list)
+    daring: int = 3
     shown: str = ""
     first_token_s: float = 0.0
 
@@ -92,16 +98,18 @@ class _Writing(_Reading):
 class QwenEngine:
     """engine.types.Engine on a Qwen2 chat model, on the CPU. Made by load(); ends with close()."""
 
-    def __init__(self, model: Qwen2, stops: frozenset[int], tokenizer: PreTrainedTokenizerBase, config: EngineConfig):
+    def __init__(self, model: Network, stops: frozenset[int], tokenizer: PreTrainedTokenizerBase, config: EngineConfig):
         self._model = model
         self._stops = stops
         self._chat = Chat(tokenizer)
         self._config = config
         self._readings: dict[LabelRole, tuple[Tensor, Tensor]] = {}
-        self._prefixes: dict[Role, Cache] = {}
+        self._prefixes: dict[Role, Past] = {}
         self._histories = Histories(config.cache_megabytes * 1_000_000)
         self._inbox: SimpleQueue[_Check | _Label | _Write | None] = SimpleQueue()
         self._line = Scheduler[_Reading]()
+        self._replies = Replies()
+        self._guessed = self._right = 0
         self._closed = False
         self._thread = Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -110,9 +118,10 @@ class QwenEngine:
     def load(cls, config: EngineConfig, path: Path, on_progress: Callable[[float], None] | None = None) -> QwenEngine:
         """Read the model in `path` (from engine.load.resolve) and start the engine's thread. Blocks for seconds.
 
-        `on_progress` is called with 0 to 1 while the weights are read. Raises ModelUnavailable.
+        `on_progress` is called with 0 to 1 while the weights are read. Raises ModelUnavailable, and ConfigError for a
+        precision that this machine does not have.
         """
-        found: Model = read(path, config.precision, on_progress or (lambda share: None))
+        found: Model = read(path, make_linear(path, config.precision), on_progress or (lambda share: None))
         return cls(found.network, found.stops, found.tokenizer, config)
 
     # -- for callers, on their event loop ----------------------------------------------------------
@@ -121,6 +130,11 @@ class QwenEngine:
     def alive(self) -> bool:
         """Whether requests can be answered."""
         return not self._closed and self._thread.is_alive()
+
+    @property
+    def guesses(self) -> tuple[int, int]:
+        """How many tokens of replies were guessed ahead, and how many of these were right."""
+        return self._guessed, self._right
 
     async def label(self, role: LabelRole, text: str) -> LabelScores:
         """Probabilities of the role's labels for `text`, from one reading; they sum to 1.
@@ -248,16 +262,24 @@ class QwenEngine:
                 self._attempt(reading, logits)
 
     def _read(self, chosen: list[tuple[_Reading, int]]) -> list[Tensor | None]:
-        """For each, the logits of what follows once it has read everything: of its labels, or of all tokens."""
+        """For each, the logits of what follows once it has read everything: those of its labels; of a reply those of
+        all tokens, in a row for every token that may be said.
+        """
         hidden = self._model.forward([Segment(reading.cache, reading.new[:count]) for reading, count in chosen])
-        ends = torch.tensor([count for _, count in chosen]).cumsum(0) - 1
-        finished = [row for row, (reading, count) in enumerate(chosen) if count == len(reading.new)]
-        writing = [row for row in finished if isinstance(chosen[row][0], _Writing)]
-        found = dict(zip(writing, self._model.logits(hidden[ends[writing]]), strict=True)) if writing else {}
-        for row in finished:
-            if row not in found:
-                found[row] = self._label_logits(chosen[row][0], hidden[ends[row]])
-        return [found.get(row) for row in range(len(chosen))]
+        found: dict[int, Tensor] = {}
+        spoken: dict[int, Tensor] = {}
+        for number, rows in enumerate(torch.split(hidden, [count for _, count in chosen])):
+            reading, count = chosen[number]
+            if count < len(reading.new):
+                continue
+            if isinstance(reading, _Writing):
+                spoken[number] = rows[-1 - len(reading.guessed) :]
+            else:
+                found[number] = self._label_logits(reading, rows[-1])
+        if spoken:
+            logits = self._model.logits(torch.cat(list(spoken.values())))
+            found.update(zip(spoken, torch.split(logits, [len(rows) for rows in spoken.values()]), strict=True))
+        return [found.get(number) for number in range(len(chosen))]
 
     def _attempt(self, reading: _Reading, logits: Tensor) -> None:
         """Answer from the logits; what goes wrong is this request's alone."""
@@ -325,25 +347,58 @@ class QwenEngine:
     def _writing(self, request: _Write) -> _Writing:
         prompt = self._fitted_prompt(request.role, request.turns)
         cache, new = self._started(request.role, prompt, request.conversation)
-        draw = self._sampler(request.role, prompt)
-        return _Writing(urgent=False, waiting=len(new), request=request, cache=cache, new=new, draw=draw)
+        return _Writing(
+            urgent=False,
+            waiting=len(new),
+            request=request,
+            cache=cache,
+            new=new,
+            draw=self._sampler(request.role, prompt),
+            prompt=Index(prompt if self._config.guess else ()),
+            opening=prompt[-CONTEXT:],
+        )
 
     def _speak(self, writing: _Writing, logits: Tensor) -> None:
-        """One more token of a reply, or its end."""
+        """Say the next token, and go on as long as what is drawn is what was guessed."""
+        guessed, right = writing.guessed, 0
+        for row in logits:
+            token = writing.draw(row, writing.reply)
+            stopped = self._say(writing, token)
+            if stopped or right == len(guessed) or token != guessed[right]:
+                break
+            right += 1
+        writing.cache.keep(len(writing.cache) - len(guessed) + right)
+        self._guessed, self._right = self._guessed + len(guessed), self._right + right
+        if stopped:
+            self._replies.learn(writing.opening, writing.reply)
+            self._finish(writing, stopped)
+            return
+        if guessed:
+            writing.daring = min(2 * writing.daring, ROWS) if right == len(guessed) else max(1, right)
+        writing.guessed = self._guess(writing)
+        writing.new = [writing.reply[-1], *writing.guessed]
+        writing.waiting, writing.speaking = len(writing.new), True
+
+    def _say(self, writing: _Writing, token: int) -> StopReason | None:
+        """One more token of a reply, or why it ends."""
         request = writing.request
-        token = writing.draw(logits, writing.reply)
         writing.first_token_s = writing.first_token_s or time.monotonic() - request.asked
         if token in self._stops:
-            self._finish(writing, StopReason.END)
-            return
+            return StopReason.END
         writing.reply.append(token)
         if len(text := self._chat.text(writing.reply)) > len(writing.shown):
             writing.shown = text
             request.show(text)
-        if len(writing.reply) >= request.role.max_new_tokens:
-            self._finish(writing, StopReason.LENGTH)
-            return
-        writing.new, writing.waiting, writing.speaking = [token], 1, True
+        return StopReason.LENGTH if len(writing.reply) >= request.role.max_new_tokens else None
+
+    def _guess(self, writing: _Writing) -> list[int]:
+        """What may follow, as far as reading it along costs little: the fewer replies are being written the more."""
+        speaking = sum(each.speaking or each is writing for each in self._line)
+        most = min(writing.daring, ROWS // speaking - 1)
+        if most < 1 or not self._config.guess:
+            return []
+        context = [*writing.opening, *writing.reply[-CONTEXT:]]
+        return list(writing.prompt.after(context, most) or self._replies.after(context, most))
 
     def _finish(self, writing: _Writing, stopped: StopReason) -> None:
         reply, total = writing.reply, time.monotonic() - writing.request.asked
@@ -367,7 +422,7 @@ class QwenEngine:
 
     # -- what is read once -------------------------------------------------------------------------
 
-    def _started(self, role: Role, prompt: list[int], conversation: str = "") -> tuple[Cache, list[int]]:
+    def _started(self, role: Role, prompt: list[int], conversation: str = "") -> tuple[Past, list[int]]:
         """A cache with as much of the prompt as was read before, and the rest, which is at least one token."""
         prefix = self._prefix(role)
         shared = min(common(prefix.tokens, prompt), len(prompt) - 1)
@@ -377,11 +432,11 @@ class QwenEngine:
             return history, prompt[known:]
         return prefix.copy(shared, len(prompt) - shared), prompt[shared:]
 
-    def _prefix(self, role: Role) -> Cache:
+    def _prefix(self, role: Role) -> Past:
         """What all prompts of a role begin with, read once."""
         if role not in self._prefixes:
             one, other = self._rendered(role, "a"), self._rendered(role, "1")
-            cache = Cache(self._model.shape)
+            cache = self._model.begin()
             self._model.forward([Segment(cache, one[: common(one, other)])])
             self._prefixes[role] = cache
         return self._prefixes[role]
@@ -407,7 +462,7 @@ class QwenEngine:
         return budget
 
     def _budget(self, reply: int = 0) -> int:
-        return min(self._config.context_tokens, self._model.shape.positions - reply)
+        return min(self._config.context_tokens, self._model.positions - reply)
 
     def _refuse_crowding(self, role: Role, words: list[int], budget: int) -> None:
         if len(words) + MESSAGE_ROOM > budget:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from engine.kv import Cache
+from engine.network import Segment
 
 Linear = Callable[[Tensor], Tensor]
 """(rows, in) -> (rows, out), fp32."""
 
-MakeLinear = Callable[[Tensor, Tensor | None], Linear]
-"""Weight (out, in) and bias (out,) become a Linear."""
+MakeLinear = Callable[[str, Tensor, Tensor | None], Linear]
+"""A layer's name, its weight (out, in) of any float type, and its bias (out,) in fp32 become a Linear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,6 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """New tokens of one sequence; its cache holds what came before and takes them up."""
-
-    cache: Cache
-    tokens: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     attention_norm: Tensor
     qkv: Linear
@@ -98,37 +91,49 @@ class _Layer:
 
 
 class Qwen2:
-    """One model. Not for several threads at once. `weights` gives a tensor of any float type by its name."""
+    """engine.network.Network on our own forward pass. `weights` gives a tensor of any float type by its name."""
 
     def __init__(self, shape: Shape, weights: Callable[[str], Tensor], linear: MakeLinear) -> None:
         self.shape = shape
         self._embedding = weights("model.embed_tokens.weight").clone()  # a view would keep the whole file in memory
         head = self._embedding if shape.tied else weights("lm_head.weight")
-        self._layers = [_layer(f"model.layers.{number}", weights, linear) for number in range(shape.layers)]
+        self._layers = [_layer(number, weights, linear) for number in range(shape.layers)]
         self._norm = weights("model.norm.weight").float().clone()
-        self._head = linear(head.float(), None)
+        self._head = linear("head", head, None)
         self._label_rows = head if shape.tied else head.clone()
         self._cos, self._sin = _rotations(shape)
 
+    @property
+    def vocabulary(self) -> int:
+        return self.shape.vocabulary
+
+    @property
+    def positions(self) -> int:
+        return self.shape.positions
+
+    def begin(self) -> Cache:
+        """An empty cache."""
+        return Cache(self.shape)
+
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Hidden states (tokens, hidden), normed, of all segments' tokens in order; the caches take the tokens up."""
-        starts = [len(segment.cache) for segment in segments]
-        for segment in segments:
-            segment.cache.reserve(len(segment.tokens))
-        positions = torch.cat(
-            [torch.arange(start, start + len(each.tokens)) for start, each in zip(starts, segments, strict=True)]
-        )
+        caches = [cast(Cache, segment.past) for segment in segments]
+        starts, counts = [len(cache) for cache in caches], [len(segment.tokens) for segment in segments]
+        for cache, count in zip(caches, counts, strict=True):
+            cache.reserve(count)
+        spans = list(zip(caches, starts, counts, strict=True))
+        positions = torch.cat([torch.arange(start, start + count) for _, start, count in spans])
         cos, sin = self._cos[positions, None], self._sin[positions, None]
         ids = torch.tensor([token for segment in segments for token in segment.tokens])
         x = self._embedding[ids].float()
         for number, layer in enumerate(self._layers):
             normed = functional.rms_norm(x, x.shape[-1:], layer.attention_norm, self.shape.epsilon)
-            x = x + layer.out(self._attend(number, layer.qkv(normed), cos, sin, segments, starts))
+            x = x + layer.out(self._attend(number, layer.qkv(normed), cos, sin, spans))
             normed = functional.rms_norm(x, x.shape[-1:], layer.mlp_norm, self.shape.epsilon)
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
             x = x + layer.down(functional.silu(gate) * up)
         for segment in segments:
-            segment.cache.tokens += segment.tokens
+            segment.past.tokens += segment.tokens
         return functional.rms_norm(x, x.shape[-1:], self._norm, self.shape.epsilon)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -140,14 +145,9 @@ class Qwen2:
         return hidden @ self._label_rows[tokens].float().T
 
     def _attend(
-        self,
-        number: int,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        segments: Sequence[Segment],
-        starts: Sequence[int],
+        self, number: int, qkv: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[tuple[Cache, int, int]]
     ) -> Tensor:
+        """What each token of the layer `number` attends to. `spans`: a cache, its length before, its new tokens."""
         shape = self.shape
         heads = qkv.view(len(qkv), -1, shape.head_size)
         turned = heads[:, : shape.heads + shape.kv_heads]
@@ -155,9 +155,9 @@ class Qwen2:
         queries, keys = turned[:, : shape.heads], turned[:, shape.heads :]
         values = heads[:, shape.heads + shape.kv_heads :]
         found, row = [], 0
-        for segment, start in zip(segments, starts, strict=True):
-            rows, end = slice(row, row + len(segment.tokens)), start + len(segment.tokens)
-            cached_keys, cached_values = segment.cache.keys[number], segment.cache.values[number]
+        for cache, start, count in spans:
+            rows, end = slice(row, row + count), start + count
+            cached_keys, cached_values = cache.keys[number], cache.values[number]
             cached_keys[:, start:end] = keys[rows].transpose(0, 1)
             cached_values[:, start:end] = values[rows].transpose(0, 1)
             found.append(_attention(queries[rows].transpose(0, 1), cached_keys[:, :end], cached_values[:, :end]))
@@ -165,21 +165,23 @@ class Qwen2:
         return torch.cat(found).flatten(1) if len(found) > 1 else found[0].flatten(1)
 
 
-def _layer(name: str, weights: Callable[[str], Tensor], linear: MakeLinear) -> _Layer:
-    def part(*parts: str) -> Linear:
+def _layer(number: int, weights: Callable[[str], Tensor], linear: MakeLinear) -> _Layer:
+    name = f"model.layers.{number}"
+
+    def part(called: str, *parts: str) -> Linear:
         """Layers that read the same input, as one."""
-        found = [weights(f"{name}.{each}.weight").float() for each in parts]
-        biased = parts[0].endswith("q_proj")
+        found = [weights(f"{name}.{each}.weight") for each in parts]
+        biased = called == "qkv"
         bias = torch.cat([weights(f"{name}.{each}.bias").float() for each in parts]) if biased else None
-        return linear(torch.cat(found) if len(found) > 1 else found[0], bias)
+        return linear(f"layers.{number}.{called}", torch.cat(found) if len(found) > 1 else found[0], bias)
 
     return _Layer(
         weights(f"{name}.input_layernorm.weight").float().clone(),
-        part("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        part("self_attn.o_proj"),
+        part("qkv", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        part("out", "self_attn.o_proj"),
         weights(f"{name}.post_attention_layernorm.weight").float().clone(),
-        part("mlp.gate_proj", "mlp.up_proj"),
-        part("mlp.down_proj"),
+        part("gate_up", "mlp.gate_proj", "mlp.up_proj"),
+        part("down", "mlp.down_proj"),
     )
 
 

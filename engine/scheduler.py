@@ -1,8 +1,8 @@
 """Who goes next: which tokens of which requests make up one step of the model. Knows neither torch nor words.
 
 A step has a budget of tokens, so that no step takes long and nobody's stream stalls. Replies that are being written
-come first (one token each), then labels, which are short and shown at once, then the prompts of new replies; of these
-the oldest always moves on a little, however many labels come.
+come first (their last token and what is guessed of the next ones), then labels, which are short and shown at once, then
+the prompts of new replies; of these the oldest always moves on a little, however many labels come.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESERVE = 16
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A request in line. `waiting` tokens are still to be read; a `speaking` reply reads its own last one."""
+    """A request in line. `waiting` tokens are still to be read; those of a `speaking` reply all in one step."""
 
     urgent: bool
     waiting: int
@@ -61,9 +61,11 @@ class Scheduler(Generic[Each]):
     def _planned(self) -> Iterator[tuple[Each, int]]:
         left = self._budget
         speaking = sorted((each for each in self._items if each.speaking), key=lambda each: each.served)
-        for item in speaking[:left]:
-            yield item, 1
-        left -= min(left, len(speaking))
+        for item in speaking:
+            if item.waiting > left:
+                break  # who is not served now comes first next time
+            left -= item.waiting
+            yield item, item.waiting
         labels = [each for each in self._items if each.urgent and not each.speaking]
         prompts = [each for each in self._items if not each.urgent and not each.speaking]
         kept = min(RESERVE, left, prompts[0].waiting) if prompts else 0

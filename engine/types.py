@@ -84,8 +84,9 @@ class EngineConfig:
 
     `model` is a hub id, a local directory, or "bundled"; `revision` only matters for a hub id.
     `context_tokens` bounds prompt plus history (oldest turns go first, never the newest message).
-    `deadline_s` bounds one request from the moment it is made. `threads` 0 leaves it to torch. `precision` is "fp32" or
-    "int8". `cache_megabytes` bounds what is kept of conversations between their replies.
+    `deadline_s` bounds one request from the moment it is made. `threads` 0 leaves it to torch. `precision` is "auto",
+    "fp32", "fp16" or "int8". `guess` is whether replies are guessed ahead, which changes only how fast they come.
+    `cache_megabytes` bounds what is kept of conversations between their replies.
     """
 
     model: str = "bundled"
@@ -93,7 +94,8 @@ class EngineConfig:
     context_tokens: int = 1024
     deadline_s: float = 60.0
     penalise_prompt: bool = False
-    precision: str = "fp32"
+    precision: str = "auto"
+    guess: bool = True
     cache_megabytes: int = 200
     threads: int = 0
     seed: int | None = None

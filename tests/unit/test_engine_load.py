@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from bot.errors import ModelUnavailable
 from engine import bundled, load
 from engine.model import read
+from engine.quantize import fp32_linear
 
 Change = Callable[[Path], object]
 
@@ -118,7 +119,7 @@ def test_a_damaged_index_is_refused(model: Path) -> None:
 
 def test_reading_reports_its_progress_from_zero_to_one(model: Path) -> None:
     shares: list[float] = []
-    read(model, "fp32", shares.append)
+    read(model, fp32_linear, shares.append)
     assert shares[0] == 0
     assert shares[-1] == 1
     assert shares == sorted(shares)
@@ -136,7 +137,7 @@ def _drop_a_tensor(model: Path) -> None:
 
 
 BROKEN: list[tuple[Change, str]] = [
-    (lambda model: _rewrite(model / "config.json", model_type="llama"), "only qwen2 is served"),
+    (lambda model: _rewrite(model / "config.json", model_type="llama"), "do not fit each other"),
     (lambda model: (model / "config.json").write_text("{"), "config.json cannot be read"),
     (_drop_a_tensor, "lack model.norm.weight"),
     (lambda model: _rewrite(model / "config.json", hidden_size=32, num_attention_heads=2), "cannot be loaded"),
@@ -149,7 +150,7 @@ BROKEN: list[tuple[Change, str]] = [
 @pytest.mark.parametrize(("change", "words"), BROKEN)
 def test_what_cannot_be_served_is_refused_in_one_sentence(model: Path, change: Change, words: str) -> None:
     change(model)
-    sentence = refusal(lambda: read(model, "fp32", lambda share: None))
+    sentence = refusal(lambda: read(model, fp32_linear, lambda share: None))
     assert words in sentence
     assert str(model) in sentence
 
@@ -158,4 +159,4 @@ def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:
     tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     extra = {**tokenizer["added_tokens"][-1], "id": 8000, "content": "<|extra|>"}
     _rewrite(model / "tokenizer.json", added_tokens=[*tokenizer["added_tokens"], extra])
-    assert "belong to two models" in refusal(lambda: read(model, "fp32", lambda share: None))
+    assert "belong to two models" in refusal(lambda: read(model, fp32_linear, lambda share: None))

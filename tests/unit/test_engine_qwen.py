@@ -18,8 +18,10 @@ from engine import bundled, roles
 from engine.chat import Chat
 from engine.kv import Cache
 from engine.model import Model, read
+from engine.network import Segment
+from engine.quantize import fp32_linear
 from engine.qwen import CONTENT_FREE, MESSAGE_ROOM, QwenEngine
-from engine.qwen2 import Qwen2, Segment
+from engine.qwen2 import Qwen2
 from engine.scheduler import BUDGET
 from engine.types import Engine, EngineConfig, LabelRole, Speaker, StopReason, TextRole, Turn
 
@@ -37,7 +39,7 @@ class Watched:
     """
 
     def __init__(self, network: Qwen2) -> None:
-        self.network, self.shape = network, network.shape
+        self.network, self.positions, self.begin = network, network.positions, network.begin
         self.steps: list[list[tuple[Cache, list[int]]]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -45,7 +47,7 @@ class Watched:
         self.change_labels: Callable[[torch.Tensor], object] = lambda logits: None
 
     def forward(self, segments: Sequence[Segment]) -> torch.Tensor:
-        self.steps.append([(segment.cache, list(segment.tokens)) for segment in segments])
+        self.steps.append([(segment.past, list(segment.tokens)) for segment in segments])
         assert self.gate.wait(10)
         return self.network.forward(segments)
 
@@ -85,7 +87,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def served(random_model: Path) -> Model:
-    return read(random_model, "fp32", lambda share: None)
+    return read(random_model, fp32_linear, lambda share: None)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +247,7 @@ async def test_what_fails_in_a_step_of_many_fails_alone(
     poison = engine._chat.question(MOOD, "毒毒毒")
 
     def forward(segments: Sequence[Segment]) -> torch.Tensor:
-        if any([*segment.cache.tokens, *segment.tokens] == poison for segment in segments):
+        if any([*segment.past.tokens, *segment.tokens] == poison for segment in segments):
             raise RuntimeError("out of luck")
         return Watched.forward(watched, segments)
 

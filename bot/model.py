@@ -1,0 +1,140 @@
+"""The model, as the settings name it: brought here, its precision found, loaded; and the roles it is asked in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from bot.config import Settings
+from bot.errors import ConfigError, FrontdeskError
+from engine import load, roles
+from engine.types import Engine, EngineConfig, LabelRole, TextRole
+
+if TYPE_CHECKING:
+    from engine.precision import Report
+    from engine.qwen import QwenEngine
+
+
+def sentiment_role(settings: Settings) -> LabelRole:
+    """How moods are asked for."""
+    return roles.sentiment(settings.sentiment.labels)
+
+
+def reply_role(settings: Settings) -> TextRole:
+    """How replies are asked for."""
+    business, speech = settings.business, settings.engine
+    return roles.reply(
+        business.name,
+        business.about,
+        business.facts,
+        speech.temperature,
+        speech.repetition_penalty,
+        speech.max_new_tokens,
+    )
+
+
+def model_path(settings: Settings, console: Console) -> Path:
+    """Where the model's files are; downloads them when they are not there yet. Raises ModelUnavailable."""
+    model, revision = settings.engine.model, settings.engine.revision
+    path = load.resolve(model, revision)
+    return path or pull(model, revision, console)
+
+
+def pull(model: str, revision: str, console: Console) -> Path:
+    """Download a model with a progress bar. Raises ModelUnavailable."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"downloading {model}", total=None)
+        return load.pull(model, revision, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def check_precision(path: Path, model: str, console: Console) -> Report:
+    """Compare 8 bits with 32 on this machine, with a progress bar.
+
+    Raises ModelUnavailable, and ConfigError where this machine does not calculate in 8 bits.
+    """
+    from engine import precision  # imports torch: seconds
+
+    if not precision.possible():
+        raise ConfigError("this build of torch has no 8-bit kernel for this CPU, so models are served in fp32")
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"comparing 8 bits with 32 for {model}, once", total=1.0)
+        return precision.check(path, lambda share: progress.update(task, completed=share))
+
+
+def precision_sentence(path: Path, wanted: str) -> str:
+    """What the model in `path` is served in, and why. Raises ConfigError for what this machine does not have."""
+    from engine import precision
+
+    return precision.why(path, wanted)
+
+
+def precision_table(report: Report) -> Table:
+    """What the comparison found."""
+    table = Table("", "layers in 16 bits", "same next token", "KL, nats", "same mood", "mood moved by")
+    for name, kept, found in (
+        ("8 bits everywhere", 0, report.all_narrow),
+        ("as served", len(report.wide), report.served),
+    ):
+        figures = (f"{found.tokens:.1%}", f"{found.kl:.4f}", f"{found.labels:.1%}", f"{found.shift:.4f}")
+        table.add_row(name, str(kept), *figures)
+    return table
+
+
+async def load_engine(settings: Settings, path: Path, console: Console) -> Engine:
+    """Load the model beside the event loop, with a progress bar; before its first start, find its precision.
+
+    Raises ModelUnavailable, and ConfigError for roles that the model cannot serve (labels that it cannot tell apart).
+    """
+    speech = settings.engine
+    config = EngineConfig(
+        model=speech.model,
+        revision=speech.revision,
+        context_tokens=speech.context_tokens,
+        deadline_s=speech.deadline_seconds,
+        penalise_prompt=speech.penalise_prompt,
+        precision=speech.precision,
+        cache_megabytes=speech.cache_megabytes,
+        threads=speech.threads,
+    )
+    if speech.precision == "auto":
+        await asyncio.to_thread(_settle_precision, path, speech.model, console)
+
+    def loading(report: Callable[[float], None]) -> QwenEngine:
+        from engine.qwen import QwenEngine  # imports torch and transformers: seconds
+
+        return QwenEngine.load(config, path, report)
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(f"loading {speech.model}", total=1.0)
+        engine = await asyncio.to_thread(loading, lambda share: progress.update(task, completed=share))
+    try:
+        await engine.check(sentiment_role(settings))
+        await engine.check(reply_role(settings))
+    except FrontdeskError:
+        await engine.close()
+        raise
+    return engine
+
+
+def _settle_precision(path: Path, model: str, console: Console) -> None:
+    from engine import precision
+
+    if precision.worth_it(path) and precision.stored(path) is None:
+        report = check_precision(path, model, console)
+        console.print(f"{model} is served in {report.sentence}", highlight=False)
