@@ -18,7 +18,8 @@ from rich.table import Table
 from bot.errors import FrontdeskError
 from engine.bench import SHAPES, TEXTBOOK, Run, bandwidth, bytes_per_token
 
-WEIGHT_BYTES = {"fp32": 4, "int8": 1}
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+PEERS = (TEXTBOOK,)
 LIMIT_S = 900
 """A variant that takes longer is given up."""
 
@@ -27,15 +28,18 @@ def bench(
     shape: str,
     customers: Sequence[int],
     precisions: Sequence[str],
-    against: bool,
+    against: Sequence[str],
     messages: int,
     json_file: Path | None,
 ) -> None:
-    """Measure and print a table. Raises FrontdeskError when a variant cannot run here."""
-    _refuse_unknown(shape, precisions)
+    """Measure and print a table. `shape` is a name, or the directory of a model.
+
+    Raises FrontdeskError when a variant cannot run here.
+    """
+    _refuse_unknown(shape, precisions, against)
     console = Console()
     speed = bandwidth()
-    plan = [(variant, count) for count in customers for variant in ([TEXTBOOK] * against + list(precisions))]
+    plan = [(variant, count) for count in customers for variant in (*against, *precisions)]
     runs: list[Run] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -54,12 +58,13 @@ def bench(
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _refuse_unknown(shape: str, precisions: Sequence[str]) -> None:
-    if shape not in SHAPES:
+def _refuse_unknown(shape: str, precisions: Sequence[str], against: Sequence[str]) -> None:
+    if shape not in SHAPES and not (Path(shape) / "config.json").is_file():
         raise FrontdeskError(f"--shape {shape} is unknown: use one of {', '.join(SHAPES)}")
-    unknown = next((each for each in precisions if each not in WEIGHT_BYTES), None)
-    if unknown is not None:
-        raise FrontdeskError(f"--precision {unknown} is unknown: use {', '.join(WEIGHT_BYTES)}")
+    for option, named, known in (("--precision", precisions, WEIGHT_BYTES), ("--against", against, PEERS)):
+        for each in named:
+            if each not in known:
+                raise FrontdeskError(f"{option} {each} is unknown: use {', '.join(known)}")
 
 
 def _measured(variant: str, shape: str, customers: int, messages: int) -> Run:

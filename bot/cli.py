@@ -146,17 +146,27 @@ def bench(
         str, typer.Option(help="Whose sizes the random weights have: qwen1.5-0.5b or tiny.")
     ] = "qwen1.5-0.5b",
     customers: Annotated[str, typer.Option(help="How many write at once, one run each.")] = "1,8,16",
+    model: Annotated[
+        str | None, typer.Option(help="Measure this model instead: a hub id that is here, a directory, or bundled.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Of this engine; several are separated by commas.")] = "fp32,int8",
-    textbook: Annotated[bool, typer.Option(help="Measure the textbook recipe beside it.")] = True,
+    against: Annotated[str, typer.Option(help="What is measured beside it: textbook, or nothing.")] = "textbook",
     messages: Annotated[int, typer.Option(help="Of each customer, after one that warms up.", min=1)] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Measure how fast the engine is on this machine. Takes some minutes."""
     from bot.bench import bench as run
+    from engine.load import resolve
 
     if not all(count.isdecimal() and int(count) for count in customers.split(",")):
         raise FrontdeskError(f"--customers {customers}: use numbers separated by commas, such as 1,8,16")
-    run(shape, [int(count) for count in customers.split(",")], precision.split(","), textbook, messages, json_file)
+    counts, peers = [int(count) for count in customers.split(",")], [each for each in against.split(",") if each]
+    if model is not None:
+        found = resolve(model)
+        if found is None:
+            raise FrontdeskError(f"{model} is not on this disk: `frontdesk model pull {model}` downloads it")
+        shape = str(found)
+    run(shape, counts, precision.split(","), peers, messages, json_file)
 
 
 @model_app.command("pull")

@@ -1,7 +1,8 @@
 """How fast the engine is, beside the textbook recipe: transformers in fp32, generate twice, one message after another.
 
-Weights are random at a named shape: speed does not depend on their values. Every variant runs in a process of its own,
-so that its memory is its own: `python -m engine.bench VARIANT SHAPE CUSTOMERS MESSAGES` prints one JSON object.
+Weights are random at a named shape, since speed does not depend on their values, or those of a model in a directory.
+Every variant runs in a process of its own, so that its memory is its own: `python -m engine.bench VARIANT
+SHAPE_OR_DIRECTORY CUSTOMERS MESSAGES` prints one JSON object.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """As their config.json has them; "tiny" is for tests."""
 TEXTBOOK = "textbook"
-VARIANTS = (TEXTBOOK, "fp32", "fp16", "int8")
 SYSTEM, HISTORY, MESSAGE, REPLY = 40, 250, 30, 64
 """Tokens of the work: system prompt, history, new message, reply."""
 LABEL_TOKENS = 5
@@ -91,11 +91,19 @@ def bandwidth(seconds: float = 1.0) -> float:
     return read / (time.perf_counter() - started)
 
 
+def config_of(shape: str) -> dict[str, Any]:
+    """The config of a named shape, or of the model in a directory."""
+    if shape in SHAPES:
+        return SHAPES[shape]
+    found: dict[str, Any] = json.loads((Path(shape) / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
 def bytes_per_token(shape: str, weight_bytes: int) -> int:
     """What one token of a lone reply has to read: every weight but the embedding's other rows."""
     from engine.qwen2 import Shape
 
-    sizes = Shape.of(SHAPES[shape]).sizes().items()
+    sizes = Shape.of(config_of(shape)).sizes().items()
     matrices = [
         (name, size) for name, size in sizes if len(size) == 2
     ]  # the embedding counts: it is the last layer too
@@ -129,9 +137,9 @@ def run(variant: str, shape: str, customers: int, messages: int) -> Run:
     """Measure one variant; the first message of every customer warms up and is not counted."""
     from transformers import AutoTokenizer
 
-    chat = Chat(AutoTokenizer.from_pretrained(bundled.PATH))
+    chat = Chat(AutoTokenizer.from_pretrained(bundled.PATH if shape in SHAPES else shape))
     measure = _textbook if variant == TEXTBOOK else _engine
-    found, wall, memory = measure(chat, variant, SHAPES[shape], customers, messages)
+    found, wall, memory = measure(chat, variant, shape, customers, messages)
     total = median(each.total_s for each in found)
     writing = [(REPLY - 1) / (each.total_s - each.first_token_s) for each in found]
     return Run(
@@ -156,19 +164,24 @@ def _rss() -> float:
 
 
 def _engine(
-    chat: Chat, precision: str, config: dict[str, Any], customers: int, messages: int
+    chat: Chat, precision: str, shape: str, customers: int, messages: int
 ) -> tuple[list[Message], float, float]:
     from transformers import AutoTokenizer
 
+    from engine.model import read
     from engine.precision import make_linear
     from engine.qwen import QwenEngine
     from engine.qwen2 import Qwen2, Shape
 
-    shape = Shape.of(config)
-    network = Qwen2(shape, _RandomWeights(shape.sizes()), make_linear(bundled.PATH, precision))
     # No token ends a reply: each has exactly as many as its role allows.
-    tokenizer = AutoTokenizer.from_pretrained(bundled.PATH)
-    engine = QwenEngine(network, frozenset(), tokenizer, EngineConfig(seed=1, cache_megabytes=2_000))
+    options = EngineConfig(seed=1, cache_megabytes=2_000)
+    if shape in SHAPES:
+        sizes = Shape.of(SHAPES[shape])
+        network = Qwen2(sizes, _RandomWeights(sizes.sizes()), make_linear(bundled.PATH, precision))
+        engine = QwenEngine(network, frozenset(), AutoTokenizer.from_pretrained(bundled.PATH), options)
+    else:
+        model = read(Path(shape), make_linear(Path(shape), precision), lambda share: None)
+        engine = QwenEngine(model.network, frozenset(), model.tokenizer, options)
     return asyncio.run(_converse(engine, chat, customers, messages))
 
 
@@ -214,12 +227,17 @@ async def _converse(engine: Any, chat: Chat, customers: int, messages: int) -> t
 
 
 def _textbook(
-    chat: Chat, variant: str, config: dict[str, Any], customers: int, messages: int
+    chat: Chat, variant: str, shape: str, customers: int, messages: int
 ) -> tuple[list[Message], float, float]:
     """generate() for the mood, generate() for the reply. It serves one message at a time, whoever waits."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    model = Qwen2ForCausalLM(Qwen2Config(**config)).eval()  # type: ignore[no-untyped-call]
+    model: Any
+    if shape in SHAPES:
+        model = Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape]))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(shape, dtype=torch.float32, local_files_only=True)
+    model.eval()
     sizes: dict[str, Any] = {"do_sample": True, "eos_token_id": -1, "pad_token_id": 0}
 
     def say(customer: int, number: int) -> Message:

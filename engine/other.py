@@ -50,7 +50,7 @@ class OtherModel:
 
     def __init__(self, path: Path) -> None:
         """Load safetensors weights; no code of the model's own is run. Raises ValueError, or as transformers does."""
-        self._model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
             local_files_only=True,
@@ -58,10 +58,11 @@ class OtherModel:
             use_safetensors=True,
             output_loading_info=True,
         )
+        self._model, found = loaded  # as output_loading_info asks
         amiss = sorted([*found["missing_keys"], *found["unexpected_keys"]])
         if amiss:  # transformers would make up what is missing and leave out what is too much
             raise ValueError(f"the weights and config.json do not fit each other at {amiss[0]}")
-        self._model.eval()  # type: ignore[no-untyped-call]
+        self._model.eval()
         text = self._model.config.get_text_config()
         self.vocabulary: int = text.vocab_size
         self.positions: int = getattr(text, "max_position_embeddings", 0) or 2_048

@@ -16,7 +16,10 @@ from engine.bench import HISTORY, MESSAGE, SYSTEM, bytes_per_token, run, work
 from engine.chat import Chat
 from engine.quantize import int8_supported
 
-PRECISIONS = ["fp32", pytest.param("int8", marks=pytest.mark.skipif(not int8_supported(), reason="needs VNNI"))]
+PRECISIONS = [
+    "fp32",
+    pytest.param("int8", marks=pytest.mark.skipif(not int8_supported(), reason="no int8 kernel for this CPU")),
+]
 
 
 @pytest.mark.parametrize("variant", ["textbook", *PRECISIONS])
@@ -28,6 +31,11 @@ def test_every_variant_is_measured(variant: str) -> None:
     assert found.tokens_per_s > 0
     assert found.messages_per_min > 0
     assert 0.1 < found.rss_gb < 20
+
+
+@pytest.mark.parametrize("variant", ["textbook", "fp32"])
+def test_a_model_in_a_directory_is_measured(variant: str) -> None:
+    assert run(variant, str(bundled.PATH), customers=1, messages=1).tokens_per_s > 0
 
 
 def test_the_work_has_the_size_that_the_table_names() -> None:
@@ -48,7 +56,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path: Path, monke
     monkeypatch.setenv("COLUMNS", "160")
     out = tmp_path / "bench.json"
     command = ["bench", "--shape", "tiny", "--customers", "1", "--precision", "fp32", "--messages", "1"]
-    done = CliRunner().invoke(app, [*command, "--no-textbook", "--json", str(out)])
+    done = CliRunner().invoke(app, [*command, "--against", "", "--json", str(out)])
     assert done.exit_code == 0, done.output
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert figures["shape"] == "tiny"
@@ -61,7 +69,12 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
-    [("--shape", "huge", "tiny"), ("--precision", "fp8", "fp32"), ("--customers", "x", "1,8")],
+    [
+        ("--shape", "huge", "tiny"),
+        ("--precision", "fp8", "fp32"),
+        ("--customers", "x", "1,8"),
+        ("--against", "x", "textbook"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused_with_what_can(option: str, value: str, said: str) -> None:
     done = CliRunner().invoke(app, ["bench", option, value])
