@@ -37,7 +37,7 @@ SMALL = 100_000_000
 """Bytes of a model that 8 bits would not make faster."""
 GROUP = 512
 """Tokens read at once."""
-MOODS_EVERY, REPLIES_EVERY = 4, 16
+MOODS_EVERY, REPLIES_EVERY = 2, 16
 """Of the packaged phrasings, which ones are compared by mood, and which by the reply to them."""
 
 Progress = Callable[[float], None]

@@ -2,7 +2,8 @@
 
 A step has a budget of tokens, so that no step takes long and nobody's stream stalls. Replies that are being written
 come first (their last token and what is guessed of the next ones), then labels, which are short and shown at once, then
-the prompts of new replies; of these the oldest always moves on a little, however many labels come.
+the prompts of new replies. Labels need not share their step with prompts, but never twice in a row: however many labels
+come, the oldest prompt moves on a little in every second step.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Scheduler(Generic[Each]):
         self._budget = budget
         self._items: list[Each] = []
         self._step = 0
+        self._prompts_waited = False
 
     def __len__(self) -> int:
         return len(self._items)
@@ -68,6 +70,9 @@ class Scheduler(Generic[Each]):
             yield item, item.waiting
         labels = [each for each in self._items if each.urgent and not each.speaking]
         prompts = [each for each in self._items if not each.urgent and not each.speaking]
+        self._prompts_waited = bool(labels and prompts and left) and not self._prompts_waited
+        if self._prompts_waited:
+            prompts = []
         kept = min(RESERVE, left, prompts[0].waiting) if prompts else 0
         left -= kept
         for item in labels:

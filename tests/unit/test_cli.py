@@ -76,6 +76,31 @@ def test_db_upgrade_makes_the_file_that_the_config_names(tmp_path: Path):
     assert (tmp_path / "data" / "shop.db").exists()
 
 
+def test_model_check_shows_what_8_bits_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from engine import precision
+
+    if not precision.possible():
+        pytest.skip("this build of torch has no int8 kernel for this CPU")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(precision, "MOODS_EVERY", 40)
+    monkeypatch.setattr(precision, "REPLIES_EVERY", 100)
+    result = CliRunner().invoke(cli.app, ["model", "check", "bundled", "--config", str(tmp_path / "absent.toml")])
+    assert result.exit_code == 0, result.output
+    assert "8 bits everywhere" in result.output
+    assert "served in int8" in result.output
+    assert list((tmp_path / "frontdesk" / "precision").iterdir())
+
+
+def test_where_8_bits_are_impossible_model_check_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from engine import precision
+
+    monkeypatch.setattr(precision, "possible", lambda: False)
+    result = CliRunner().invoke(cli.app, ["model", "check", "bundled", "--config", str(tmp_path / "absent.toml")])
+    assert isinstance(result.exception, ConfigError)
+    assert "served in fp32" in str(result.exception)
+
+
 def test_model_pull_of_the_bundled_model_needs_no_network(tmp_path: Path):
     result = CliRunner().invoke(cli.app, ["model", "pull", "bundled", "--config", str(tmp_path / "absent.toml")])
     assert result.exit_code == 0, result.output

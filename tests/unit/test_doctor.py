@@ -56,6 +56,16 @@ def test_a_set_up_without_faults_has_only_ticks(config: Path):
     assert "✗" not in result.output
     assert f"SQLite {driver().sqlite_version}" in result.output
     assert "bundled" in result.output
+    assert "fp32: 8 bits would not make a model this small faster" in result.output
+
+
+def test_a_precision_that_this_machine_lacks_is_a_cross(config: Path, monkeypatch: pytest.MonkeyPatch):
+    from engine import precision
+
+    monkeypatch.setitem(precision._PRECISIONS, "int8", (precision.int8_linear, lambda: False))
+    result = examine(config, WELL.replace("[escalation]", 'precision = "int8"\n[escalation]'))
+    assert result.exit_code == 1
+    assert 'cannot calculate in engine.precision = "int8"' in result.output
 
 
 def test_a_database_that_is_not_there_yet_is_no_fault(config: Path):

@@ -434,10 +434,10 @@ async def test_replies_grow_together_and_a_label_joins_their_next_step(engine: Q
         await asyncio.sleep(0.01)
     await asyncio.gather(first, second, label)
     steps = watched.steps[before:]
-    assert len(steps[1][0][1]) == 1
-    assert len(steps[1]) == 3
-    assert [[len(tokens) for _, tokens in step] for step in steps[2:6]] == [[1, 1]] * 4
-    assert len(steps) == 41
+    assert [len(step) for step in steps[1:3]] == [2, 2]  # the label first, then the other reply's prompt
+    assert len(steps[1][0][1]) == len(steps[2][0][1]) == 1
+    assert [[len(tokens) for _, tokens in step] for step in steps[3:7]] == [[1, 1]] * 4
+    assert len(steps) == 42
 
 
 async def test_a_long_prompt_is_read_in_chunks_between_which_replies_go_on(
