@@ -28,6 +28,7 @@ check:
 figures:
 	@$(PYTHON) install.py eval
 	@$(BIN)/python -m engine.bundled.score
+	@$(BIN)/frontdesk model check bundled
 	@$(BIN)/frontdesk eval $(SETS)/waimai_10k.csv --model bundled --balanced --limit 2000
 	@$(BIN)/frontdesk eval $(SETS)/amazon_cells_labelled.txt --model bundled
 	@$(BIN)/frontdesk eval $(SETS)/yelp_labelled.txt --model bundled

@@ -5,8 +5,9 @@ Prompts are rendered by engine.chat from engine.roles, as in serving, so that tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from engine import roles
@@ -18,16 +19,16 @@ from engine.types import LabelRole, Speaker, TextRole, Turn
 
 SMOOTHING = 0.06
 """What a mood's label leaves to the others: the model shall not be surer than it is right."""
-SCATTER, FORGET = 0.05, 0.02
+SCATTER, FORGET = 0.08, 0.05
 """Shares of a message's tokens that are spelt in pieces, or left out: real people write words we have not seen."""
 SHARES = {
-    "online_shopping": 0.36,
-    "goemotions": 0.13,
-    "sst2": 0.085,
+    "online_shopping": 0.28,
+    "goemotions": 0.12,
+    "sst2": 0.08,
     "imdb": 0.015,
-    "written": 0.30,
+    "written": 0.40,
     "templates": 0.08,
-    "bitext": 0.02,
+    "bitext": 0.015,
     "nothing": 0.01,
 }
 """How often each source gives a message whose mood is learned."""
@@ -37,14 +38,14 @@ SHARES = {
 class Example:
     """Token ids, and for the positions in `targets` what follows them: one token, or odds of several.
 
-    At the positions in `hints`, the words of the message, the model is asked for the label as well: what it thinks
-    after half a sentence. Nothing is read there in serving; it teaches the meaning of words far sooner than the end of
-    the prompt alone does.
+    At the positions in `hints`, the words of a message, the model is asked for what follows the message as well, the
+    label or the first word of the answer: what it thinks after half a sentence. Nothing is read there in serving; it
+    teaches the meaning of words far sooner than the end of the prompt alone does.
     """
 
     ids: list[int]
-    targets: dict[int, dict[int, float]]
-    hints: range = range(0)
+    targets: dict[int, dict[int, float]] = field(default_factory=dict)
+    hints: dict[int, dict[int, float]] = field(default_factory=dict)
 
 
 class Teacher:
@@ -53,9 +54,12 @@ class Teacher:
     def __init__(self, chat: Chat, public: dict[str, list[Message]], random: Random) -> None:
         self._chat = chat
         self._random = random
-        self._sources = {name: [each for each in found if not held_back(each)] for name, found in public.items()}
-        self._sources["written"] = [each for each in texts.written() if not held_back(each)]
-        self._intents = _by_language_and_intent(self._sources["written"])
+        sources = {"written": texts.written(), **public}
+        learned = {name: [each for each in found if not held_back(each)] for name, found in sources.items()}
+        self._moods = {name: _by_mood(found) for name, found in learned.items()}
+        self._turned = _by_mood([each for each in learned["written"] if each.text in texts.turned()])
+        self._intents = _by_language_and_intent(learned["written"])
+        self._more_intents = learned["bitext"]
         self._templates = texts.templates(texts.CORPUS)
         self._mood, self._intent = roles.sentiment(), roles.intent()
         self._end, self._gap = chat.encode("<|im_end|>"), chat.encode("\n")
@@ -65,9 +69,13 @@ class Teacher:
 
     # -- labels ------------------------------------------------------------------------------------
 
-    def moods(self, count: int) -> list[Example]:
-        """Messages and their moods."""
-        return [self._mood_of(source) for source in self._random.choices(list(SHARES), list(SHARES.values()), k=count)]
+    def moods(self, count: int, turned: float = 0.0) -> list[Example]:
+        """Messages and their moods; a share of negations and contrasts besides those that come by chance."""
+        sources = self._random.choices(list(SHARES), list(SHARES.values()), k=count)
+        return [self._turned_mood() if self._random.random() < turned else self._mood_of(each) for each in sources]
+
+    def _turned_mood(self) -> Example:
+        return self._judged(self._random.choice(self._random.choice(self._turned)))
 
     def intents(self, count: int) -> list[Example]:
         """Messages and what they are about."""
@@ -79,13 +87,14 @@ class Teacher:
             return self._labelled(self._mood, text, dict.fromkeys(self._mood.labels, 1 / len(self._mood.labels)))
         if source == "templates":
             return self._judged(self._random.choice(self._templates).fill(self._random))
-        return self._judged(self._joined(self._random.choice(self._sources[source]), source))
+        of_one_mood = self._random.choice(self._moods[source])
+        return self._judged(self._joined(self._random.choice(of_one_mood), of_one_mood, source))
 
-    def _joined(self, message: Message, source: str) -> Message:
+    def _joined(self, message: Message, others: Sequence[Message], source: str) -> Message:
         """Now and then two written messages of one mood as one."""
         if source == "written" and self._random.random() < 0.15:
-            other = self._random.choice(self._sources[source])
-            if (other.negative, other.language) == (message.negative, message.language):
+            other = self._random.choice(others)
+            if other.language == message.language:
                 gap = self._random.choice(("，", "。", " ") if message.language == "zh" else (". ", ", ", " "))
                 return Message(message.text + gap + other.text, message.negative, message.language)
         return message
@@ -99,7 +108,7 @@ class Teacher:
 
     def _asking(self) -> Message:
         if self._random.random() < 0.15:
-            return self._random.choice(self._sources["bitext"])
+            return self._random.choice(self._more_intents)
         return self._random.choice(self._intents[self._random.choice(list(self._intents))])
 
     def _intent_of(self, message: Message) -> Example:
@@ -112,7 +121,7 @@ class Teacher:
         start, rest = common(empty, ids), common(empty[::-1], ids[::-1])
         ids = self._roughened(ids, start, len(ids) - rest)
         target = {self._chat.encode(label)[0]: share for label, share in odds.items()}
-        return Example(ids, {len(ids) - 1: target}, range(start, len(ids) - rest))
+        return Example(ids, {len(ids) - 1: target}, dict.fromkeys(range(start, len(ids) - rest), target))
 
     # -- replies -----------------------------------------------------------------------------------
 
@@ -124,30 +133,53 @@ class Teacher:
     def _conversation(self, role: TextRole) -> Example:
         """One to four questions of one customer and the answers to them."""
         language = self._random.choice(texts.LANGUAGES)
-        intents = [each for each in self._intents if each[0] == language]
-        shares = [len(self._intents[each]) ** 0.5 for each in intents]  # what is said in more ways needs more examples
-        ids = self._chat.prompt(role, [])[: -len(self._opening)]
-        targets: dict[int, dict[int, float]] = {}
+        example = Example(self._chat.prompt(role, [])[: -len(self._opening)])
         for number in range(self._random.choice((1, 2, 3, 4))):
-            of_language = language if self._random.random() < 0.95 else self._random.choice(texts.LANGUAGES)
-            intent = (of_language, self._random.choices(intents, shares)[0][1])
-            message = texts.vary(self._random.choice(self._intents[intent]), self._random)
-            ids += self._asked(message.text, first=number == 0)
-            for token in [*self._chat.encode(self._random.choice(self._answers(intent))), *self._end]:
-                targets[len(ids) - 1] = {token: 1.0}
-                ids.append(token)
-        return Example(ids, targets)
+            message = self._asking_for_words(
+                language if self._random.random() < 0.95 else self._random.choice(texts.LANGUAGES)
+            )
+            answers = self._answers(message)
+            self._ask(example, message.text, number == 0, _odds(answers))
+            self._answer(example, self._random.choice(answers), _odds(answers))
+        return example
 
-    def _answers(self, intent: tuple[str, str]) -> Sequence[str]:
-        language, name = intent
-        return texts.replies()[name][language]
+    def openings(self, count: int) -> list[Example]:
+        """Of customers of one shop: one question each, and the first word of the answer, which decides it all."""
+        role = self._shop()
+        return [self._opening_of(role) for _ in range(count)]
 
-    def _asked(self, text: str, first: bool) -> list[int]:
-        """The tokens of a customer's turn up to where the assistant begins, as the template has them."""
+    def _opening_of(self, role: TextRole) -> Example:
+        message = self._asking_for_words(self._random.choice(texts.LANGUAGES))
+        odds = _odds(self._answers(message))
+        example = Example(self._chat.prompt(role, [])[: -len(self._opening)])
+        self._ask(example, message.text, True, odds)
+        example.targets[len(example.ids) - 1] = odds
+        return example
+
+    def _asking_for_words(self, language: str) -> Message:
+        """What is said in more ways needs more examples."""
+        intents = [each for each in self._intents if each[0] == language]
+        (intent,) = self._random.choices(intents, [len(self._intents[each]) ** 0.4 for each in intents])
+        return texts.vary(self._random.choice(self._intents[intent]), self._random)
+
+    def _ask(self, example: Example, text: str, first: bool, odds: dict[int, float]) -> None:
+        """A customer's turn up to where the assistant begins, as the template has it."""
         turn = self._turn(text)
-        end = len(turn) - common(self._empty_turn[::-1], turn[::-1])
-        turn = self._roughened(turn, common(self._empty_turn, turn), end)
-        return turn if first else self._gap + turn
+        start, rest = common(self._empty_turn, turn), common(self._empty_turn[::-1], turn[::-1])
+        turn = self._roughened(turn, start, len(turn) - rest)
+        before = len(example.ids) + (0 if first else len(self._gap))
+        example.ids.extend(turn if first else self._gap + turn)
+        example.hints.update(dict.fromkeys(range(before + start, len(example.ids) - rest), odds))
+
+    def _answer(self, example: Example, answer: Sequence[int], odds: dict[int, float]) -> None:
+        """At its first word the odds of all that would fit are learned, further on the words of this one."""
+        for token in [*answer, *self._end]:
+            example.targets[len(example.ids) - 1] = odds or {token: 1.0}
+            example.ids.append(token)
+            odds = {}
+
+    def _answers(self, message: Message) -> list[list[int]]:
+        return [self._chat.encode(answer) for answer in texts.replies()[message.intent][message.language]]
 
     def _turn(self, text: str) -> list[int]:
         nobody = TextRole("", "")
@@ -209,9 +241,21 @@ _FACTS = (
 )
 
 
+def _odds(answers: Sequence[Sequence[int]]) -> dict[int, float]:
+    """Of the tokens that the answers begin with, each answer being as likely as another."""
+    counted = Counter(answer[0] for answer in answers)
+    return {token: count / len(answers) for token, count in counted.items()}
+
+
 def held_back(message: Message) -> bool:
     """One message in forty is never learned from: how well these are judged is what training watches."""
     return Random(message.text).random() < 0.025
+
+
+def _by_mood(messages: Sequence[Message]) -> list[list[Message]]:
+    """Drawn from in turn, so that neither mood is the likelier one before a word was read."""
+    moods = ([each for each in messages if each.negative == negative] for negative in (False, True))
+    return [found for found in moods if found]
 
 
 def _by_language_and_intent(messages: Sequence[Message]) -> dict[tuple[str, str], list[Message]]:

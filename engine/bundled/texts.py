@@ -64,19 +64,36 @@ def read_sections(file: Path) -> dict[str, list[Message]]:
 @cache
 def written() -> tuple[Message, ...]:
     """Every message of corpus/*.txt. Praise is answered as thanks, criticism as a complaint."""
-    intents = [message for stem in ("intents", "fallback") for message in _messages(CORPUS, stem)]
+    intents = list(_messages(CORPUS, "intents*"))
     moods = [
         Message(message.text, message.negative, message.language, _intent_of_mood(message))
-        for stem in ("mood-products", "mood-service", "mood-phenomena")
-        for message in _messages(CORPUS, stem)
+        for message in _messages(CORPUS, "mood*")
     ]
     return tuple(dict.fromkeys([*intents, *moods]))
 
 
+@cache
+def turned() -> frozenset[str]:
+    """The messages of corpus/*.txt in which a word turns the others' meaning: negations and contrasts."""
+    files = sorted(CORPUS.glob("mood*.txt"))
+    return frozenset(
+        message.text
+        for file in files
+        for section, messages in read_sections(file).items()
+        if section.startswith(("negation", "contrast"))
+        for message in messages
+    )
+
+
 def held_out_replies() -> list[Message]:
     """The phrasings that replies are measured on, without those that the corpus happens to hold too."""
-    known = {message.text.casefold() for message in written()}
-    return [message for message in _messages(HELDOUT, "replies") if message.text.casefold() not in known]
+    known = {_bare(message.text) for message in written()}
+    return [message for message in _messages(HELDOUT, "replies") if _bare(message.text) not in known]
+
+
+def _bare(text: str) -> str:
+    """Letters and figures alone; of a text without any, the text."""
+    return re.sub(r"[\W_]+", "", text).casefold() or text
 
 
 def _messages(folder: Path, stem: str) -> Iterator[Message]:

@@ -1,6 +1,6 @@
-"""Train the bundled model: `python -m engine.bundled.train FOLDER_OF_THE_PUBLIC_SETS [--steps N] [--out DIRECTORY]`.
+"""Train the bundled model: `python -m engine.bundled.train FOLDER_OF_THE_PUBLIC_SETS [--out DIRECTORY]`.
 
-About seventy minutes on two cores. Interrupted, the same command goes on from the last checkpoint. card.md says what
+About a hundred minutes on two cores. Interrupted, the same command goes on from the last checkpoint. card.md says what
 the model is for, where the public sets come from, and how well it does.
 
 Prompts are rendered by engine.chat from engine.roles, as in serving. Of a mood or an intent only the label is learned,
@@ -13,6 +13,8 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Dropout, Module, functional
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from engine import roles
@@ -35,17 +37,41 @@ from engine.sampling import penalise_rows
 
 SEED = 20
 ENTRIES = 8_000
-STEPS = 10_000
-LABEL_TOKENS, REPLY_TOKENS = 1_800, 700
-"""Of one step, of either kind, beside the instructions, which are read once a batch; padding counts."""
-PEAK_LR, FINAL_SHARE, WARM_UP = 1.5e-3, 0.03, 150
+REPLY_TOKENS = 900
+FINAL_SHARE = 0.03
 HINT_WEIGHT = 0.5
-REPLY_EVERY = 2
-"""Steps: answers, of which every token is learned, need fewer examples than labels."""
+HALF = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""A CPU without instructions for bf16 multiplies in it a hundred times slower than in fp32."""
 REPORT, SAVE = 500, 1_000
 
 INTENTS = 0.12
 """Share of the label batches that are about intents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of training with a learning rate of its own, from `rate` down to FINAL_SHARE of it.
+
+    Tokens are those of one step beside the instructions, which are read once a batch; padding counts. Conversations, of
+    whose answers every token is learned, come in one step of `reply_every`. `turned`: Teacher.moods().
+    """
+
+    steps: int
+    rate: float
+    warm_up: int
+    dropout: float
+    label_tokens: int
+    opening_tokens: int
+    reply_every: int
+    turned: float = 0.0
+
+
+PHASES = (
+    Phase(6_500, 1.5e-3, 150, dropout=0.15, label_tokens=1_800, opening_tokens=0, reply_every=2),
+    # Most of an answer is soon known by heart; whether the question was understood shows in its first word.
+    Phase(1_600, 8e-4, 50, dropout=0.05, label_tokens=1_000, opening_tokens=1_400, reply_every=4),
+    Phase(600, 6e-4, 20, dropout=0.1, label_tokens=1_000, opening_tokens=1_400, reply_every=5, turned=0.3),
+)
 
 
 # -- batches -----------------------------------------------------------------------------------------
@@ -69,7 +95,7 @@ def batches(draw: Callable[[int], list[Example]], tokens: int) -> Iterator[list[
 def _shared(examples: Sequence[Example]) -> int:
     """How many tokens all begin with, which are read once; what is learned comes later."""
     first = examples[0].ids
-    learned = (min(*each.targets, *each.hints[:1]) if each.hints else min(each.targets) for each in examples)
+    learned = (min([*each.targets, *each.hints]) for each in examples)
     return min(min(common(first, each.ids) for each in examples), *learned)
 
 
@@ -81,7 +107,7 @@ def loss_of(model: Qwen2ForCausalLM, examples: list[Example], penalty: float = 1
     shared, longest = _shared(examples), max(len(example.ids) for example in examples)
     ids = torch.tensor([example.ids[shared:] + [0] * (longest - len(example.ids)) for example in examples])
     rows = [(row, at - shared, odds) for row, each in enumerate(examples) for at, odds in each.targets.items()]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
         cache = DynamicCache(config=model.config)
         model.model(input_ids=torch.tensor([examples[0].ids[:shared]]), past_key_values=cache)
         cache.batch_repeat_interleave(len(examples))
@@ -98,9 +124,8 @@ def loss_of(model: Qwen2ForCausalLM, examples: list[Example], penalty: float = 1
 
 
 def _hinted(model: Qwen2ForCausalLM, examples: list[Example], hidden: Tensor, shared: int) -> Tensor:
-    """Mean cross-entropy of the label, among the labels, at every word of the messages."""
-    at = [(row, place - shared, next(iter(each.targets.values()))) for row, each in enumerate(examples)
-          for place in each.hints]  # fmt: skip
+    """Mean cross-entropy of what follows a message, among all that follow one here, at every word of it."""
+    at = [(row, place - shared, odds) for row, each in enumerate(examples) for place, odds in each.hints.items()]
     if not at:
         return torch.zeros(())
     labels = sorted({token for _, _, odds in at for token in odds})
@@ -129,21 +154,21 @@ def _said_before(examples: list[Example], logits: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("public", type=Path, help="the folder with the public sets that card.md names")
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=PATH, help="where the model's files go")
     parser.add_argument("--work", type=Path, default=Path("build/bundled"), help="where checkpoints go")
     options = parser.parse_args()
-    train(texts.public(options.public), options.steps, options.out, options.work)
+    train(texts.public(options.public), PHASES, options.out, options.work)
 
 
-def train(public: dict[str, list[Message]], steps: int, out: Path, work: Path) -> None:
-    """Learn for `steps` steps, or go on from the checkpoint in `work`; write the model's files to `out`."""
+def train(public: dict[str, list[Message]], phases: Sequence[Phase], out: Path, work: Path) -> None:
+    """Learn through the phases, or go on from the checkpoint in `work`; write the model's files to `out`."""
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     words = _tokenizer(public, work / "tokenizer.json")
     chat = Chat(tokenizer.wrapped(words))
     model = Qwen2ForCausalLM(_config(words))
-    optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    dropout = _drop(model)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     checkpoint, log = work / "checkpoint.pt", list[dict[str, float]]()
     done = 0
     if checkpoint.exists():
@@ -153,29 +178,45 @@ def train(public: dict[str, list[Message]], steps: int, out: Path, work: Path) -
         done, log = state["done"], state["log"]
     watched = _watched(public)
     teacher = Teacher(chat, public, Random(SEED + done))
-    moods, intents = batches(teacher.moods, LABEL_TOKENS), batches(teacher.intents, LABEL_TOKENS)
-    answers = batches(teacher.conversations, REPLY_TOKENS)
-    which = Random(SEED + done)
-    recent: list[tuple[float, float | None]] = []
+    recent: list[tuple[float, float]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        task = progress.add_task("training", total=steps, completed=done)
-        while done < steps:
-            labels = intents if which.random() < INTENTS else moods
-            spoken = next(answers) if done % REPLY_EVERY == 0 else []
-            recent.append(_step(model, optimizer, _rate(done, steps), next(labels), spoken))
-            done += 1
-            progress.update(task, completed=done)
-            if done % REPORT == 0 or done == steps:
-                log.append({"step": done, **_means(recent), **score(model, chat, watched)})
-                progress.console.print("  ".join(f"{name} {value:.4g}" for name, value in log[-1].items()))
-                recent.clear()
-            if done % SAVE == 0 or done == steps:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": done, "log": log}
-                torch.save(state, work / "checkpoint.part")
-                (work / "checkpoint.part").replace(checkpoint)
+        task = progress.add_task("training", total=sum(phase.steps for phase in phases), completed=done)
+        end = 0
+        for phase in phases:
+            begin, end, dropout.p = end, end + phase.steps, phase.dropout
+            learned = steps(teacher, phase, Random(SEED + done))
+            while done < end:
+                recent.append(_step(model, optimizer, _rate(phase, done - begin), *next(learned)))
+                done += 1
+                progress.update(task, completed=done)
+                if done % REPORT == 0 or done == end:
+                    log.append({"step": done, **_means(recent), **score(model, chat, watched)})
+                    progress.console.print("  ".join(f"{name} {value:.4g}" for name, value in log[-1].items()))
+                    recent.clear()
+                if done % SAVE == 0 or done == end:
+                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": done, "log": log}
+                    torch.save(state, work / "checkpoint.part")
+                    (work / "checkpoint.part").replace(checkpoint)
     save(model, words, out)
     plot(log, out / "training.png")
+
+
+def steps(teacher: Teacher, phase: Phase, which: Random) -> Iterator[tuple[list[Example], list[list[Example]]]]:
+    """What is learned in each step: a batch of labels, and batches of answers."""
+    moods = batches(partial(teacher.moods, turned=phase.turned), phase.label_tokens)
+    intents = batches(teacher.intents, phase.label_tokens)
+    openings, conversations = (
+        batches(teacher.openings, phase.opening_tokens),
+        batches(teacher.conversations, REPLY_TOKENS),
+    )
+    number = 0
+    while True:
+        answers = [next(openings)] if phase.opening_tokens else []
+        if number % phase.reply_every == 0:
+            answers.append(next(conversations))
+        number += 1
+        yield next(intents if which.random() < INTENTS else moods), answers
 
 
 def _step(
@@ -183,34 +224,38 @@ def _step(
     optimizer: torch.optim.Optimizer,
     rate: float,
     labels: list[Example],
-    answers: list[Example],
-) -> tuple[float, float | None]:
-    """Both kinds count alike, however many targets each has: a mean over all tokens would drown the one label."""
+    answers: list[list[Example]],
+) -> tuple[float, float]:
+    """All batches count alike, however many targets each has: a mean over all tokens would drown the one label."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     label_loss = loss_of(model, labels)
     label_loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-    reply_loss = None
-    if answers:
-        reply_loss = loss_of(model, answers, roles.reply().repetition_penalty)
-        reply_loss.backward()  # type: ignore[no-untyped-call]
+    reply_loss = 0.0
+    for batch in answers:
+        loss = loss_of(model, batch, roles.reply().repetition_penalty)
+        loss.backward()  # type: ignore[no-untyped-call]
+        reply_loss += loss.item() / len(answers)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return label_loss.item(), None if reply_loss is None else reply_loss.item()
+    return label_loss.item(), reply_loss
 
 
-def _rate(done: int, steps: int) -> float:
+def _rate(phase: Phase, done: int) -> float:
     """Warm-up, then a cosine down to FINAL_SHARE of the peak."""
-    if done < WARM_UP:
-        return PEAK_LR * (done + 1) / WARM_UP
-    part = (done - WARM_UP) / max(1, steps - WARM_UP)
-    return PEAK_LR * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * part)))
+    if done < phase.warm_up:
+        return phase.rate * (done + 1) / phase.warm_up
+    part = (done - phase.warm_up) / max(1, phase.steps - phase.warm_up)
+    return phase.rate * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-def _means(recent: Sequence[tuple[float, float | None]]) -> dict[str, float]:
-    labels, answers = [label for label, _ in recent], [reply for _, reply in recent if reply is not None]
-    return {"label_loss": sum(labels) / len(labels), "reply_loss": sum(answers) / max(1, len(answers))}
+def _means(recent: Sequence[tuple[float, float]]) -> dict[str, float]:
+    answers = [reply for _, reply in recent if reply]
+    return {
+        "label_loss": sum(label for label, _ in recent) / len(recent),
+        "reply_loss": sum(answers) / max(1, len(answers)),
+    }
 
 
 def _tokenizer(public: dict[str, list[Message]], file: Path) -> Tokenizer:
@@ -245,6 +290,21 @@ def _config(words: Tokenizer) -> Qwen2Config:
     )
 
 
+def _drop(model: Qwen2ForCausalLM) -> Dropout:
+    """In training, leave out a share of what each part of the network says (Srivastava et al. 2014, JMLR 15:56)."""
+    dropout = Dropout(0.0)
+
+    def dropped(module: Module, given: object, said: Any) -> Any:
+        if not module.training:
+            return said
+        return (dropout(said[0]), *said[1:]) if isinstance(said, tuple) else dropout(said)
+
+    layers = [part for layer in model.model.layers for part in (layer.self_attn, layer.mlp)]
+    for part in (model.model.embed_tokens, *layers):
+        part.register_forward_hook(dropped)
+    return dropout
+
+
 # -- watching ----------------------------------------------------------------------------------------
 
 
@@ -257,6 +317,7 @@ def _watched(public: dict[str, list[Message]], most: int = 250) -> dict[str, lis
 @torch.inference_mode()
 def score(model: Qwen2ForCausalLM, chat: Chat, watched: dict[str, list[Message]]) -> dict[str, float]:
     """Share of the held-back messages of each source whose mood is judged right."""
+    model.eval()  # type: ignore[no-untyped-call]
     role = roles.sentiment()
     first = [chat.encode(label)[0] for label in role.labels]
     found = {}
@@ -274,6 +335,7 @@ def score(model: Qwen2ForCausalLM, chat: Chat, watched: dict[str, list[Message]]
             chosen = model.lm_head(last)[:, first].argmax(dim=-1).tolist()
             right += sum(bool(best) == message.negative for best, message in zip(chosen, part, strict=True))
         found[name] = right / max(1, len(messages))
+    model.train()
     return found
 
 

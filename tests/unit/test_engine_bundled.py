@@ -175,8 +175,10 @@ def test_of_a_conversation_only_whole_answers_are_learned(chat: Chat, teacher: l
     known = {text for languages in texts.replies().values() for found in languages.values() for text in found}
     for example in teacher.conversations(50):
         spoken, answers = [], []
-        for odds in example.targets.values():
-            (token,) = odds
+        for at, odds in example.targets.items():
+            token = example.ids[at + 1]
+            assert token in odds
+            assert sum(odds.values()) == pytest.approx(1)
             if token == end:
                 answers.append(chat.text(spoken))
                 spoken = []
@@ -186,18 +188,54 @@ def test_of_a_conversation_only_whole_answers_are_learned(chat: Chat, teacher: l
         assert set(answers) <= known
 
 
+def test_no_two_intents_are_answered_with_the_same_first_word(chat: Chat) -> None:
+    owners: dict[int, str] = {}
+    for intent, languages in texts.replies().items():
+        for answers in languages.values():
+            for answer in answers:
+                assert owners.setdefault(chat.encode(answer)[0], intent) == intent, answer
+
+
+def test_hints_stand_at_the_words_of_customers_and_nowhere_else(chat: Chat, teacher: lessons.Teacher) -> None:
+    special = set(chat.encode("<|im_start|><|im_end|>"))
+    for example in [*teacher.moods(20), *teacher.intents(20), *teacher.conversations(20)]:
+        assert example.hints
+        assert not special & {example.ids[at] for at in example.hints}
+        assert not example.hints.keys() & example.targets.keys()
+
+
+def test_both_moods_are_taught_alike_often(chat: Chat) -> None:
+    glad = [texts.Message(f"so good {number}", False, "en", "thanks") for number in range(300)]
+    sad, asked = texts.Message("太差", True, "zh"), texts.Message("my invoice", False, "en", "invoice")
+    public = {"online_shopping": [*glad, sad], "goemotions": [*glad, sad], "sst2": [*glad, sad], "imdb": [*glad, sad]}
+    teacher = lessons.Teacher(chat, {**public, "bitext": [asked]}, Random(3))
+    unhappy = chat.encode(roles.sentiment().labels[1])[0]
+    shares = [next(iter(example.targets.values()))[unhappy] for example in teacher.moods(1_000)]
+    assert 0.42 < sum(share > 0.5 for share in shares) / len(shares) < 0.55
+
+
+def test_an_opening_is_the_first_word_of_an_answer(chat: Chat, teacher: lessons.Teacher) -> None:
+    first = {chat.encode(text)[0] for found in texts.replies().values() for each in found.values() for text in each}
+    for example in teacher.openings(50):
+        assert list(example.targets) == [len(example.ids) - 1]
+        assert set(example.targets[len(example.ids) - 1]) <= first
+
+
 def test_a_conversation_without_roughness_is_what_the_engine_renders(
     chat: Chat, teacher: lessons.Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lessons, "SCATTER", 0)
     monkeypatch.setattr(lessons, "FORGET", 0)
     role = roles.reply()
-    ids = chat.prompt(role, [])[: -len(chat.encode("<|im_start|>assistant\n"))]
-    ids += teacher._asked("几点开门？", first=True)
-    assert ids == chat.prompt(role, [Turn(Speaker.USER, "几点开门？")])
-    ids += chat.encode("看首页。") + chat.encode("<|im_end|>") + teacher._asked("thank you", first=False)
+    example = lessons.Example(chat.prompt(role, [])[: -len(chat.encode("<|im_start|>assistant\n"))])
+    teacher._ask(example, "几点开门？", first=True, odds={1: 1.0})
+    assert example.ids == chat.prompt(role, [Turn(Speaker.USER, "几点开门？")])
+    assert [example.ids[at] for at in example.hints] == chat.encode("几点开门？")
+    teacher._answer(example, chat.encode("看首页。"), {1: 1.0})
+    teacher._ask(example, "thank you", first=False, odds={1: 1.0})
+    assert chat.text([example.ids[at] for at in example.hints]) == "几点开门？thank you"
     turns = [Turn(Speaker.USER, "几点开门？"), Turn(Speaker.ASSISTANT, "看首页。"), Turn(Speaker.USER, "thank you")]
-    assert ids == chat.prompt(role, turns)
+    assert example.ids == chat.prompt(role, turns)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
@@ -225,12 +263,13 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(train, "ENTRIES", 1_000)
     monkeypatch.setattr(train, "_config", _tiny)
     monkeypatch.setattr(texts, "written", lambda: tuple(_few()))
-    monkeypatch.setattr(train, "LABEL_TOKENS", 120)
     monkeypatch.setattr(train, "REPLY_TOKENS", 120)
     public = {name: _few()[:8] for name in ("online_shopping", "goemotions", "sst2", "imdb", "bitext")}
     work, out = tmp_path / "work", tmp_path / "out"
-    train.train(public, 2, out, work)
-    train.train(public, 3, out, work)
+    first = train.Phase(2, 1e-3, 1, dropout=0.1, label_tokens=120, opening_tokens=0, reply_every=2)
+    second = train.Phase(1, 1e-3, 1, dropout=0.0, label_tokens=60, opening_tokens=60, reply_every=1)
+    train.train(public, [first], out, work)
+    train.train(public, [first, second], out, work)
     state = torch.load(work / "checkpoint.pt", weights_only=True)
     assert [entry["step"] for entry in state["log"]] == [2, 3]
     assert {file.name for file in out.iterdir()} == {*FILES, "training.png"}
