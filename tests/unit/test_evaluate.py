@@ -108,7 +108,12 @@ def test_the_command_judges_a_file_with_the_bundled_model(tmp_path: Path) -> Non
 
 def test_the_bundled_model_tells_what_a_message_is_about(tmp_path: Path) -> None:
     file = tmp_path / "intents.tsv"
-    rows = ["请给我开发票\t发票", "I want my money back for the shoes\t退款", "how much is it\t价格", "tell me a joke\t其他"]
+    rows = [
+        "请给我开发票\t发票",
+        "I want my money back for the shoes\t退款",
+        "how much is it\t价格",
+        "tell me a joke\t其他",
+    ]
     file.write_text("\n".join(["text\tlabel", *rows]), encoding="utf-8")
     out = tmp_path / "out.json"
     command = ["eval", str(file), "--role", "intent", "--model", "bundled", "--json", str(out)]
