@@ -85,11 +85,11 @@ def _model(model: str, revision: str) -> Check:
 
 
 def _precision(model: str, revision: str, wanted: str) -> Check:
-    from bot.model import precision_sentence
+    from engine import precision  # imports torch: seconds
 
     try:
         path = load.resolve(model, revision)
-        return Check("precision", True, precision_sentence(path, wanted) if path else "chosen once the model is here")
+        return Check("precision", True, precision.why(path, wanted) if path else "chosen once the model is here")
     except FrontdeskError as error:
         return Check("precision", False, str(error))
 

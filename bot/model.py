@@ -67,21 +67,14 @@ def check_precision(path: Path, model: str, console: Console) -> Report:
 
     Raises ModelUnavailable, and ConfigError where this machine does not calculate in 8 bits.
     """
-    from engine import precision  # imports torch: seconds
+    from engine import precision, quantize  # import torch: seconds
 
-    if not precision.possible():
+    if not quantize.int8_supported():
         raise ConfigError("this build of torch has no 8-bit kernel for this CPU, so models are served in fp32")
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"comparing 8 bits with 32 for {model}, once", total=1.0)
         return precision.check(path, lambda share: progress.update(task, completed=share))
-
-
-def precision_sentence(path: Path, wanted: str) -> str:
-    """What the model in `path` is served in, and why. Raises ConfigError for what this machine does not have."""
-    from engine import precision
-
-    return precision.why(path, wanted)
 
 
 def precision_table(report: Report) -> Table:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine import bundled, roles
 from engine.chat import Chat
+from engine.model import read, tokenizer_of
 from engine.types import EngineConfig, Speaker, TextRole, Turn
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -103,11 +104,8 @@ def bytes_per_token(shape: str, weight_bytes: int) -> int:
     """What one token of a lone reply has to read: every weight but the embedding's other rows."""
     from engine.qwen2 import Shape
 
-    sizes = Shape.of(config_of(shape)).sizes().items()
-    matrices = [
-        (name, size) for name, size in sizes if len(size) == 2
-    ]  # the embedding counts: it is the last layer too
-    return sum(size[0] * size[1] * weight_bytes for _, size in matrices)
+    matrices = [size for size in Shape.of(config_of(shape)).sizes().values() if len(size) == 2]
+    return sum(out * inner * weight_bytes for out, inner in matrices)  # the embedding is the last layer too
 
 
 # -- the work ----------------------------------------------------------------------------------------
@@ -135,9 +133,7 @@ def work(chat: Chat, customer: int, number: int) -> tuple[TextRole, list[Turn], 
 
 def run(variant: str, shape: str, customers: int, messages: int) -> Run:
     """Measure one variant; the first message of every customer warms up and is not counted."""
-    from transformers import AutoTokenizer
-
-    chat = Chat(AutoTokenizer.from_pretrained(bundled.PATH if shape in SHAPES else shape))
+    chat = Chat(tokenizer_of(bundled.PATH if shape in SHAPES else Path(shape)))
     measure = _textbook if variant == TEXTBOOK else _engine
     found, wall, memory = measure(chat, variant, shape, customers, messages)
     total = median(each.total_s for each in found)
@@ -166,9 +162,6 @@ def _rss() -> float:
 def _engine(
     chat: Chat, precision: str, shape: str, customers: int, messages: int
 ) -> tuple[list[Message], float, float]:
-    from transformers import AutoTokenizer
-
-    from engine.model import read
     from engine.precision import make_linear
     from engine.qwen import QwenEngine
     from engine.qwen2 import Qwen2, Shape
@@ -178,7 +171,7 @@ def _engine(
     if shape in SHAPES:
         sizes = Shape.of(SHAPES[shape])
         network = Qwen2(sizes, _RandomWeights(sizes.sizes()), make_linear(bundled.PATH, precision))
-        engine = QwenEngine(network, frozenset(), AutoTokenizer.from_pretrained(bundled.PATH), options)
+        engine = QwenEngine(network, frozenset(), tokenizer_of(bundled.PATH), options)
     else:
         model = read(Path(shape), make_linear(Path(shape), precision), lambda share: None)
         engine = QwenEngine(model.network, frozenset(), model.tokenizer, options)

@@ -27,9 +27,6 @@ class Index:
         self._after: dict[tuple[int, ...], tuple[Sequence[int], int]] = {}
         self.add(tokens)
 
-    def __len__(self) -> int:
-        return len(self._after)
-
     def add(self, tokens: Sequence[int]) -> None:
         for end in range(CONTEXT, len(tokens)):
             self._after[tuple(tokens[end - CONTEXT : end])] = tokens, end

@@ -75,11 +75,6 @@ class Report:
         return f"int8{kept} (KL {self.served.kl:.4f}, moods {self.served.labels:.1%} alike, checked {self.checked})"
 
 
-def possible() -> bool:
-    """Whether this machine calculates in 8 bits at all."""
-    return int8_supported()
-
-
 def worth_it(path: Path) -> bool:
     """Whether 8 bits would make this model faster here."""
     return int8_supported() and is_own(path) and size_on_disk(path) >= SMALL
@@ -119,8 +114,7 @@ def make_linear(path: Path, precision: str) -> MakeLinear:
         report = stored(path) if worth_it(path) else None
         if report is None or not report.int8:
             return fp32_linear
-        wide = set(report.wide)
-        return lambda name, weight, bias: (_wide() if name in wide else int8_linear)(name, weight, bias)
+        return _mixed(report.wide, int8_linear)
     make, supported = _PRECISIONS[precision]
     if precision != "fp32" and not is_own(path):
         raise ConfigError(f'engine.precision = "{precision}" is for models of the Qwen2 family: use "auto" or "fp32"')
@@ -139,11 +133,7 @@ def check(path: Path, on_progress: Progress) -> Report:
         expected = passages.read(exact, lambda share: on_progress(0.2 + 0.4 * share))
 
         def compared(wide: Sequence[str]) -> Comparison:
-            widened = {name: _wide() for name in wide}
-            network = files.network(
-                lambda name, weight, bias: widened[name](name, weight, bias) if name in widened else narrow[name],
-                lambda share: None,
-            )
+            network = files.network(_mixed(wide, lambda name, weight, bias: narrow[name]), lambda share: None)
             return passages.compare(exact, expected, network, passages.read(network, lambda share: None))
 
         wide: list[str] = []
@@ -176,8 +166,10 @@ def _watched(narrow: dict[str, Linear], errors: dict[str, float]) -> MakeLinear:
     return make
 
 
-def _wide() -> MakeLinear:
-    return fp16_linear if fp16_supported() else fp32_linear
+def _mixed(wide: Sequence[str], others: MakeLinear) -> MakeLinear:
+    """The layers named in `wide` in 16 bits, where this machine has them, and the others as `others` makes them."""
+    widened = fp16_linear if fp16_supported() else fp32_linear
+    return lambda name, weight, bias: (widened if name in wide else others)(name, weight, bias)
 
 
 _PRECISIONS: dict[str, tuple[MakeLinear, Callable[[], bool]]] = {

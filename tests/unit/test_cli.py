@@ -77,9 +77,9 @@ def test_db_upgrade_makes_the_file_that_the_config_names(tmp_path: Path):
 
 
 def test_model_check_shows_what_8_bits_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from engine import precision
+    from engine import precision, quantize
 
-    if not precision.possible():
+    if not quantize.int8_supported():
         pytest.skip("this build of torch has no int8 kernel for this CPU")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "160")
@@ -93,9 +93,9 @@ def test_model_check_shows_what_8_bits_change(tmp_path: Path, monkeypatch: pytes
 
 
 def test_where_8_bits_are_impossible_model_check_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from engine import precision
+    from engine import quantize
 
-    monkeypatch.setattr(precision, "possible", lambda: False)
+    monkeypatch.setattr(quantize, "int8_supported", lambda: False)
     result = CliRunner().invoke(cli.app, ["model", "check", "bundled", "--config", str(tmp_path / "absent.toml")])
     assert isinstance(result.exception, ConfigError)
     assert "served in fp32" in str(result.exception)

@@ -52,7 +52,7 @@ def test_only_the_latest_replies_are_remembered(said: list[list[int]], most: int
     runs = {tuple(reply[at : at + CONTEXT]) for reply in said for at in range(len(reply) - CONTEXT)}
     for run in runs:
         assert list(replies.after(run, 3)) == list(fresh.after(run, 3))
-    assert len(replies._index) == len(fresh._index)
+    assert len(replies._index._after) == len(fresh._index._after)
 
 
 def test_the_beginning_of_a_reply_can_be_guessed_from_its_first_token() -> None:
