@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bot.errors import FrontdeskError
-from engine.bench import SHAPES, TEXTBOOK, Run, bandwidth, bytes_per_token
+from engine.bench import LLAMA, SHAPES, TEXTBOOK, Run, bandwidth, bytes_per_token
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
-PEERS = (TEXTBOOK,)
+PEERS = {TEXTBOOK: "fp32", LLAMA: "q8_0"}
+"""And the precision of each."""
 LIMIT_S = 900
 """A variant that takes longer is given up."""
 
@@ -61,6 +63,10 @@ def bench(
 def _refuse_unknown(shape: str, precisions: Sequence[str], against: Sequence[str]) -> None:
     if shape not in SHAPES and not (Path(shape) / "config.json").is_file():
         raise FrontdeskError(f"--shape {shape} is unknown: use one of {', '.join(SHAPES)}")
+    if LLAMA in against and not all(map(find_spec, ("llama_cpp", "gguf"))):
+        raise FrontdeskError(f'--against {LLAMA} needs the extra `peers`: run python -m pip install ".[peers]"')
+    if LLAMA in against and shape not in SHAPES:
+        raise FrontdeskError(f"--against {LLAMA} measures random weights only: use --shape, one of {', '.join(SHAPES)}")
     for option, named, known in (("--precision", precisions, WEIGHT_BYTES), ("--against", against, PEERS)):
         for each in named:
             if each not in known:
@@ -102,7 +108,7 @@ def _table(shape: str, cpu: str, runs: Sequence[Run], limits: dict[str, float]) 
 
 
 def _as_json(run: Run) -> dict[str, Any]:
-    return {**asdict(run), "precision": "fp32" if run.variant == TEXTBOOK else run.variant}
+    return {**asdict(run), "precision": PEERS.get(run.variant, run.variant)}
 
 
 def _cpu() -> str:

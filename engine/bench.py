@@ -51,7 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """As their config.json has them; "tiny" is for tests."""
-TEXTBOOK = "textbook"
+TEXTBOOK, LLAMA = "textbook", "llama.cpp"
 SYSTEM, HISTORY, MESSAGE, REPLY = 40, 250, 30, 64
 """Tokens of the work: system prompt, history, new message, reply."""
 LABEL_TOKENS = 5
@@ -134,8 +134,13 @@ def work(chat: Chat, customer: int, number: int) -> tuple[TextRole, list[Turn], 
 def run(variant: str, shape: str, customers: int, messages: int) -> Run:
     """Measure one variant; the first message of every customer warms up and is not counted."""
     chat = Chat(tokenizer_of(bundled.PATH if shape in SHAPES else Path(shape)))
-    measure = _textbook if variant == TEXTBOOK else _engine
-    found, wall, memory = measure(chat, variant, shape, customers, messages)
+    if variant == LLAMA:
+        from engine.bench_llama import llama  # imports the extra `peers`
+
+        found, wall, memory = llama(chat, shape, customers, messages)
+    else:
+        measure = _textbook if variant == TEXTBOOK else _engine
+        found, wall, memory = measure(chat, variant, shape, customers, messages)
     total = median(each.total_s for each in found)
     writing = [(REPLY - 1) / (each.total_s - each.first_token_s) for each in found]
     return Run(
@@ -150,7 +155,7 @@ def run(variant: str, shape: str, customers: int, messages: int) -> Run:
     )
 
 
-def _rss() -> float:
+def rss() -> float:
     """Bytes of memory in use now; to be asked while the model is still there."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return float(pages * os.sysconf("SC_PAGE_SIZE"))
@@ -211,7 +216,7 @@ async def _converse(engine: Any, chat: Chat, customers: int, messages: int) -> t
     started = time.perf_counter()
     found = await asyncio.gather(*(customer(each) for each in range(customers)))
     wall = time.perf_counter() - started
-    memory = _rss()
+    memory = rss()
     await engine.close()
     return [message for each in found for message in each], wall, memory
 
@@ -247,7 +252,7 @@ def _textbook(
         say(0, 0)
         started = time.perf_counter()
         found = [say(each, 1 + number) for number in range(messages) for each in range(min(customers, 2))]
-        return found, time.perf_counter() - started, _rss()
+        return found, time.perf_counter() - started, rss()
 
 
 class _Clock:

@@ -28,8 +28,9 @@ from engine.kv import common
 from engine.load import size_on_disk, weights
 from engine.model import Weights, is_own, tokenizer_of
 from engine.network import Segment
+from engine.packed import kept_in
 from engine.quantize import fp16_linear, fp16_supported, fp32_linear, input_levels, int8_linear, int8_supported
-from engine.qwen2 import Linear, MakeLinear, Qwen2
+from engine.qwen2 import Linear, MakeLinear, Qwen2, Weight
 from engine.types import Speaker, Turn
 
 MOST_KL, LEAST_AGREEMENT = 0.05, 0.99
@@ -108,19 +109,19 @@ def why(path: Path, precision: str) -> str:
 def make_linear(path: Path, precision: str) -> MakeLinear:
     """How the layers of the model in `path` are made. "auto" is fp32 until check() has found 8 bits to be good.
 
-    Raises ConfigError for a precision that this machine does not have.
+    8-bit layers that are worth it are kept on disk. Raises ConfigError for a precision that this machine does not have.
     """
     if precision == "auto":
         report = stored(path) if worth_it(path) else None
         if report is None or not report.int8:
             return fp32_linear
-        return _mixed(report.wide, int8_linear)
+        return _mixed(report.wide, kept_in(_kept(path)))
     make, supported = _PRECISIONS[precision]
     if precision != "fp32" and not is_own(path):
         raise ConfigError(f'engine.precision = "{precision}" is for models of the Qwen2 family: use "auto" or "fp32"')
     if not supported():
         raise ConfigError(f'this machine cannot calculate in engine.precision = "{precision}": use "auto" or "fp32"')
-    return make
+    return kept_in(_kept(path)) if precision == "int8" and worth_it(path) else make
 
 
 def check(path: Path, on_progress: Progress) -> Report:
@@ -152,11 +153,12 @@ def check(path: Path, on_progress: Progress) -> Report:
 def _watched(narrow: dict[str, Linear], errors: dict[str, float]) -> MakeLinear:
     """Layers that multiply by the file's own weights, and note how far 8 bits would have been off."""
 
-    def make(name: str, weight: Tensor, bias: Tensor | None) -> Linear:
+    def make(name: str, weight: Weight, bias: Tensor | None) -> Linear:
         narrow[name] = small = int8_linear(name, weight, bias)
+        matrix = weight()
 
         def apply(x: Tensor) -> Tensor:
-            exact = functional.linear(x, weight.float(), bias)
+            exact = functional.linear(x, matrix.float(), bias)
             off = (small(x) - exact).norm() / exact.norm()
             errors[name] = max(errors.get(name, 0.0), off.item())
             return exact
@@ -268,13 +270,18 @@ def _grouped(passages: Sequence[_Passage], shared: int) -> Iterator[list[_Passag
 # -- the report on disk ------------------------------------------------------------------------------
 
 
-def _report_file(path: Path) -> Path:
-    """Named after the weights (in the hub's cache a file's name is its checksum) and the kernel."""
+def _kept(path: Path) -> Path:
+    """Where things are kept, named after the weights in `path`: in the hub's cache a file's name is its checksum."""
     files = [file.resolve() for file in weights(path)]
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr((marks, input_levels())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr(marks).encode()).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "frontdesk" / "precision" / f"{key}.json"
+    return Path(root) / "frontdesk" / key
+
+
+def _report_file(path: Path) -> Path:
+    """What was found holds for the kernel, too."""
+    return _kept(path) / f"precision-{input_levels()}.json"
 
 
 def _store(path: Path, report: Report) -> None:

@@ -8,13 +8,14 @@ quantised tensors deprecated; this is the only file that uses them.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.qwen2 import Linear
+from engine.qwen2 import Linear, Weight
 
 LEVELS = 127
 """Of a weight on either side of zero."""
@@ -22,22 +23,52 @@ INPUT_LEVELS = (127, 63)
 """Of an input. Without VNNI the kernel adds pairs of products in 16 bits, which hold seven bits of an input."""
 
 
-def fp32_linear(name: str, weight: Tensor, bias: Tensor | None) -> Linear:
+ROWS = 8_192
+"""Of a weight rounded at once: the output layer has a hundred thousand, and all in fp32 would need 600 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A weight in 8 bits, (out, in) int8, and the step of each row, (out,) fp32."""
+
+    weight: Tensor
+    scales: Tensor
+
+
+def fp32_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
     """The layer as it is."""
-    weight = weight.clone() if weight.dtype == torch.float32 else weight.float()
-    return lambda x: functional.linear(x, weight, bias)
+    found = weight()
+    matrix = found.clone() if found.dtype == torch.float32 else found.float()
+    return lambda x: functional.linear(x, matrix, bias)
 
 
-def fp16_linear(name: str, weight: Tensor, bias: Tensor | None) -> Linear:
+def fp16_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
     """The layer with 16-bit weights, multiplied in fp32. Raises RuntimeError where this build of torch lacks it."""
-    packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+    packed = torch.ops.quantized.linear_prepack_fp16(weight().float(), bias)
     multiply = torch.ops.quantized.linear_dynamic_fp16
     return lambda x: multiply(x, packed)
 
 
-def int8_linear(name: str, weight: Tensor, bias: Tensor | None) -> Linear:
+def int8_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
     """The layer with 8-bit weights. Raises RuntimeError where this build of torch lacks the kernel (int8_supported)."""
-    return _int8(weight, bias, input_levels() or INPUT_LEVELS[-1])
+    return int8_of(rounded(weight()), bias)
+
+
+def int8_of(layer: Rounded, bias: Tensor | None) -> Linear:
+    """The same from a weight that is rounded already."""
+    return _int8(layer, bias, input_levels() or INPUT_LEVELS[-1])
+
+
+def rounded(weight: Tensor) -> Rounded:
+    """A weight of any float type in 8 bits, each row by its own largest value."""
+    found = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight))
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, start + ROWS)
+        part = weight[rows].float()
+        scales[rows] = part.abs().amax(dim=1).clamp_min_(1e-12) / LEVELS
+        found[rows] = (part / scales[rows, None]).round_()
+    return Rounded(found, scales)
 
 
 def int8_supported() -> bool:
@@ -54,7 +85,7 @@ def input_levels() -> int | None:
 def fp16_supported() -> bool:
     """Whether fp16_linear works here."""
     try:
-        found = fp16_linear("", torch.ones(16, 64), torch.ones(16))(torch.ones(1, 64))
+        found = fp16_linear("", lambda: torch.ones(16, 64), torch.ones(16))(torch.ones(1, 64))
     except (RuntimeError, AttributeError):
         return False
     return bool((found - 65).abs().max() < 1)
@@ -63,14 +94,14 @@ def fp16_supported() -> bool:
 def _exact(levels: int) -> bool:
     """Where inputs and weights are all at their largest, a kernel saturates if it ever does."""
     try:
-        found = _int8(torch.ones(16, 64), None, levels)(torch.ones(1, 64))
+        found = _int8(rounded(torch.ones(16, 64)), None, levels)(torch.ones(1, 64))
     except (RuntimeError, AttributeError):
         return False
     return bool((found - 64).abs().max() < 1)
 
 
-def _int8(weight: Tensor, bias: Tensor | None, levels: int) -> Linear:
-    packed = _pack(weight)
+def _int8(layer: Rounded, bias: Tensor | None, levels: int) -> Linear:
+    packed = _pack(layer)
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
     def apply(x: Tensor) -> Tensor:
@@ -82,12 +113,10 @@ def _int8(weight: Tensor, bias: Tensor | None, levels: int) -> Linear:
     return apply
 
 
-def _pack(weight: Tensor) -> torch.ScriptObject:
-    weight = weight.float()
-    scales = weight.abs().amax(dim=1).clamp_min(1e-12).double() / LEVELS
-    zeros = torch.zeros(len(weight), dtype=torch.long)
+def _pack(layer: Rounded) -> torch.ScriptObject:
+    zeros = torch.zeros(len(layer.scales), dtype=torch.long)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the deprecation, see above
-        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(rounded, None)
+        matrix = torch._make_per_channel_quantized_tensor(layer.weight, layer.scales.double(), zeros, 0)
+        packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(matrix, None)
     return packed

@@ -21,8 +21,11 @@ from engine.network import Segment
 Linear = Callable[[Tensor], Tensor]
 """(rows, in) -> (rows, out), fp32."""
 
-MakeLinear = Callable[[str, Tensor, Tensor | None], Linear]
-"""A layer's name, its weight (out, in) of any float type, and its bias (out,) in fp32 become a Linear."""
+Weight = Callable[[], Tensor]
+"""Reads a layer's weight: (out, in), of any float type."""
+
+MakeLinear = Callable[[str, Weight, Tensor | None], Linear]
+"""A layer's name, its weight, which need not be read, and its bias (out,) in fp32 become a Linear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class Qwen2:
         head = self._embedding if shape.tied else weights("lm_head.weight")
         self._layers = [_layer(number, weights, linear) for number in range(shape.layers)]
         self._norm = weights("model.norm.weight").float().clone()
-        self._head = linear("head", head, None)
+        self._head = linear("head", lambda: head, None)
         self._label_rows = head if shape.tied else head.clone()
         self._cos, self._sin = _rotations(shape)
 
@@ -173,7 +176,7 @@ def _layer(number: int, weights: Callable[[str], Tensor], linear: MakeLinear) ->
         found = [weights(f"{name}.{each}.weight") for each in parts]
         biased = called == "qkv"
         bias = torch.cat([weights(f"{name}.{each}.bias").float() for each in parts]) if biased else None
-        return linear(f"layers.{number}.{called}", torch.cat(found) if len(found) > 1 else found[0], bias)
+        return linear(f"layers.{number}.{called}", lambda: torch.cat(found) if len(found) > 1 else found[0], bias)
 
     return _Layer(
         weights(f"{name}.input_layernorm.weight").float().clone(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,16 @@ from engine.bench import HISTORY, MESSAGE, SYSTEM, bytes_per_token, run, work
 from engine.chat import Chat
 from engine.quantize import int8_supported
 
+with_llama = pytest.mark.skipif(
+    not (find_spec("llama_cpp") and find_spec("gguf")), reason="the extra `peers` is not installed"
+)
 PRECISIONS = [
     "fp32",
     pytest.param("int8", marks=pytest.mark.skipif(not int8_supported(), reason="no int8 kernel for this CPU")),
 ]
 
 
-@pytest.mark.parametrize("variant", ["textbook", *PRECISIONS])
+@pytest.mark.parametrize("variant", ["textbook", pytest.param("llama.cpp", marks=with_llama), *PRECISIONS])
 def test_every_variant_is_measured(variant: str) -> None:
     found = run(variant, "tiny", customers=2, messages=1)
     assert (found.variant, found.customers) == (variant, 2)
@@ -80,3 +84,10 @@ def test_what_cannot_be_measured_is_refused_with_what_can(option: str, value: st
     done = CliRunner().invoke(app, ["bench", option, value])
     assert isinstance(done.exception, FrontdeskError)
     assert said in str(done.exception)
+
+
+def test_a_peer_that_is_not_installed_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.bench.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["bench", "--shape", "tiny", "--against", "llama.cpp"])
+    assert isinstance(done.exception, FrontdeskError)
+    assert "peers" in str(done.exception)

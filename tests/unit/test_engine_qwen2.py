@@ -124,8 +124,8 @@ def test_the_logits_of_a_few_tokens_are_those_of_the_whole_vocabulary() -> None:
 def test_int8_is_close_to_fp32() -> None:
     torch.manual_seed(1)
     weight, bias, x = torch.randn(96, 128), torch.randn(96), torch.randn(5, 128)
-    expected = fp32_linear("", weight, bias)(x)
-    found = int8_linear("", weight, bias)(x)
+    expected = fp32_linear("", lambda: weight, bias)(x)
+    found = int8_linear("", lambda: weight, bias)(x)
     assert (found - expected).norm() / expected.norm() < 0.02
 
 
@@ -133,18 +133,18 @@ def test_int8_is_close_to_fp32() -> None:
 @given(st.floats(1e-6, 1e6), st.integers(0, 30))
 def test_in_int8_no_row_changes_another(scale: float, seed: int) -> None:
     torch.manual_seed(seed)
-    layer = int8_linear("", torch.randn(32, 64), torch.randn(32))
+    layer = int8_linear("", lambda: torch.randn(32, 64), torch.randn(32))
     mine, other = torch.randn(1, 64), torch.randn(3, 64) * scale
     assert torch.equal(layer(mine)[0], layer(torch.cat([other, mine]))[3])
 
 
 @needs_int8
 def test_in_int8_the_largest_products_do_not_saturate() -> None:
-    found = int8_linear("", torch.full((16, 1024), -1.0), None)(torch.ones(4, 1024))
+    found = int8_linear("", lambda: torch.full((16, 1024), -1.0), None)(torch.ones(4, 1024))
     torch.testing.assert_close(found, torch.full((4, 16), -1024.0), rtol=0.01, atol=0)
 
 
 @needs_int8
 def test_a_row_of_zeros_is_the_bias() -> None:
     bias = torch.randn(8)
-    torch.testing.assert_close(int8_linear("", torch.randn(8, 16), bias)(torch.zeros(2, 16)), bias.expand(2, 8))
+    torch.testing.assert_close(int8_linear("", lambda: torch.randn(8, 16), bias)(torch.zeros(2, 16)), bias.expand(2, 8))
