@@ -28,6 +28,7 @@ from bot.intake import Intake
 from bot.messages import Adapter, Address, Platform
 from bot.metrics import Metrics
 from bot.model import load_engine, model_path, reply_role, sentiment_role
+from bot.policy import Limits
 from bot.queue import Handler
 from bot.queue.embedded import EmbeddedQueue, backoff
 from bot.store.database import Database, Writer, open_engine, single_writer, upgrade
@@ -172,7 +173,16 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         engine,
         metrics,
         queue,
-        Intake(store, writer, metrics, settings.limits.max_text_chars, cards_to(settings), queue.wake),
+        Intake(
+            store,
+            writer,
+            metrics,
+            settings.limits.max_text_chars,
+            cards_to(settings),
+            queue.wake,
+            settings.limits.allow,
+            settings.limits.block,
+        ),
         adapters,
         terminal,
         Attendant(store, writer, engine, adapters, manners(settings), metrics, queue.wake),
@@ -221,6 +231,7 @@ def manners(settings: Settings) -> Manners:
         negative=settings.sentiment.negative,
         threshold=settings.escalation.threshold,
         keywords=settings.escalation.keywords,
+        limits=Limits(settings.limits.messages_per_minute, settings.limits.replies_per_minute),
         shop=settings.business.name,
     )
 

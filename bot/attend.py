@@ -14,7 +14,7 @@ from bot.deliver import Progress
 from bot.errors import EngineError
 from bot.messages import Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
 from bot.metrics import Metrics
-from bot.policy import Decision, Heard, decide, needs_model
+from bot.policy import Decision, Heard, Limits, decide, needs_model, shed
 from bot.store.database import Writer
 from bot.store.jobs import Claim
 from bot.store.store import Store
@@ -26,13 +26,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Manners:
-    """How the desk behaves: the two roles, how moods are judged, which words call a human, the shop's name."""
+    """How the desk behaves: two roles, how moods are judged, which words call a human, what is too much, our name."""
 
     sentiment: LabelRole
     reply: TextRole
     negative: str
     threshold: float
     keywords: tuple[str, ...]
+    limits: Limits
     shop: str
 
 
@@ -86,10 +87,19 @@ class Attendant:
             return Settlement()
         if waiting.conversation.owner is Owner.HUMAN:
             return Settlement(tuple(Verdict(line.id, Outcome.SILENT) for line in waiting.lines))
+        if self._manners.limits.passed(waiting.pace):
+            return self._shed(waiting)
         moods, reply = await self._ask_engine(waiting)
         heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
         decision = decide(heard, waiting.conversation.owner, self._manners.keywords)
-        return Settlement(_verdicts(heard, decision.call), tuple(self._says(waiting, decision, reply)), decision.call)
+        verdicts = _verdicts(heard, decision.call, Outcome.ANSWERED)
+        return Settlement(verdicts, tuple(self._says(waiting, decision, reply)), decision.call)
+
+    def _shed(self, waiting: Waiting) -> Settlement:
+        owner, keywords = waiting.conversation.owner, self._manners.keywords
+        decision = shed(waiting.lines, owner, keywords, told=waiting.pace.shed)
+        verdicts = _verdicts([Heard(line) for line in waiting.lines], decision.call, Outcome.SHED)
+        return Settlement(verdicts, tuple(self._says(waiting, decision, None)), decision.call)
 
     def _says(self, waiting: Waiting, decision: Decision, reply: Reply | None) -> list[Say]:
         says = [self._notice(key, waiting) for key in decision.before]
@@ -163,6 +173,8 @@ def to_turns(lines: Sequence[Line]) -> list[Turn]:
     for line in lines:
         if line.author is Author.NOTICE or line.kind is not InboundKind.TEXT or not line.text.strip():
             continue
+        if line.outcome is Outcome.SHED:
+            continue
         speaker = Speaker.USER if line.author is Author.CUSTOMER else Speaker.ASSISTANT
         if turns and turns[-1].speaker is speaker:
             turns[-1] = Turn(speaker, f"{turns[-1].text}\n{line.text}")
@@ -175,9 +187,9 @@ def _texts(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if line.kind is InboundKind.TEXT]
 
 
-def _verdicts(heard: Sequence[Heard], call: Call | None) -> tuple[Verdict, ...]:
+def _verdicts(heard: Sequence[Heard], call: Call | None, others: Outcome) -> tuple[Verdict, ...]:
     evidence = call.message_id if call else None
     return tuple(
-        Verdict(each.line.id, Outcome.ESCALATED if each.line.id == evidence else Outcome.ANSWERED, each.sentiment)
+        Verdict(each.line.id, Outcome.ESCALATED if each.line.id == evidence else others, each.sentiment)
         for each in heard
     )

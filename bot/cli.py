@@ -150,7 +150,9 @@ def bench(
         str | None, typer.Option(help="Measure this model instead: a hub id that is here, a directory, or bundled.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Of this engine; several are separated by commas.")] = "fp32,int8",
-    against: Annotated[str, typer.Option(help="What is measured beside it: textbook, or nothing.")] = "textbook",
+    against: Annotated[
+        str, typer.Option(help="What is measured beside it: textbook, llama.cpp, or nothing.")
+    ] = "textbook",
     messages: Annotated[int, typer.Option(help="Of each customer, after one that warms up.", min=1)] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:

@@ -130,7 +130,22 @@ class QueueSection(_Section):
 
 
 class LimitsSection(_Section):
+    """How much one customer may write, and who may at all: "telegram:ID" or "slack:ID", a person's or a chat's."""
+
     max_text_chars: int = Field(default=4_000, ge=100, le=100_000)
+    messages_per_minute: int = Field(default=30, ge=1, le=10_000)
+    replies_per_minute: int = Field(default=20, ge=1, le=10_000)
+    allow: tuple[Text, ...] = ()
+    block: tuple[Text, ...] = ()
+
+    @field_validator("allow", "block")
+    @classmethod
+    def _ids_name_a_platform(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            platform, _, rest = value.partition(":")
+            if platform not in [each.value for each in Platform] or not rest:
+                raise ValueError(f'"{value}" names nobody: use "telegram:ID" or "slack:ID"')
+        return values
 
 
 class LogSection(_Section):

@@ -55,6 +55,9 @@ class Outcome(StrEnum):
     ESCALATED = "escalated"  # the same, and a human was called because of it
     SILENT = "silent"  # a human owns the conversation
     DEAD = "dead"  # every attempt failed; a human was called
+    SHED = (
+        "shed"  # more than one customer may write, or one conversation be answered, in a minute: not read, not answered
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,15 @@ class Line:
     reply_to: str = ""
     sentiment: Sentiment | None = None
     outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The last minute: what the customer wrote, anywhere, what we replied here, whether something was shed here."""
+
+    messages: int = 0
+    replies: int = 0
+    shed: bool = False
 
 
 class Reason(StrEnum):

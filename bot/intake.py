@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import structlog
@@ -30,7 +30,8 @@ def clean(text: str, max_chars: int) -> str:
 class Intake:
     """The Inbox of every adapter. What is written to `agents`, where the cards go, comes from no customer.
 
-    `on_accepted` wakes the queue.
+    `allow` and `block` hold "platform:id" of people and chats; an empty `allow` lets everybody in. `on_accepted` wakes
+    the queue.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class Intake:
         max_chars: int,
         agents: Address | None,
         on_accepted: Callable[[], None],
+        allow: Collection[str] = (),
+        block: Collection[str] = (),
     ) -> None:
         self._store = store
         self._writer = writer
@@ -48,6 +51,7 @@ class Intake:
         self._max_chars = max_chars
         self._agents = agents
         self._on_accepted = on_accepted
+        self._allow, self._block = frozenset(allow), frozenset(block)
         self._closed = False
 
     def close(self) -> None:
@@ -91,6 +95,9 @@ class Intake:
         address, agents = message.address, self._agents
         if agents is not None and (address.platform, address.chat) == (agents.platform, agents.chat):
             return "written by an agent"
+        known_as = {f"{address.platform}:{known}" for known in (message.customer.id, address.chat)}
+        if known_as & self._block or (self._allow and not known_as & self._allow):
+            return "not let in by [limits]"
         return "no text" if message.kind is InboundKind.TEXT and not message.text else ""
 
     def _cleaned(self, message: InboundMessage) -> InboundMessage:

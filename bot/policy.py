@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bot.conversation import Call, Line, Owner, Reason
+from bot.conversation import Call, Line, Owner, Pace, Reason
 from bot.messages import InboundKind, Sentiment
 
 HUMAN = "human"
@@ -20,6 +20,18 @@ class Heard:
 
     line: Line
     sentiment: Sentiment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one customer may write, and how often one conversation is answered, in a minute."""
+
+    messages: int
+    replies: int
+
+    def passed(self, pace: Pace) -> bool:
+        """Whether the last minute was more than is allowed; `pace` counts what waits."""
+        return pace.messages > self.messages or pace.replies >= self.replies
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,16 @@ def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str]) -> Dec
     notices = [notice for each in heard if (notice := _notice(each.line)) is not None]
     answer = needs_model([each.line for each in heard], keywords)
     return Decision(answer, tuple(dict.fromkeys(notices)), _hand_over(call, owner), call)
+
+
+def shed(lines: Sequence[Line], owner: Owner, keywords: Sequence[str], told: bool) -> Decision:
+    """The same for what is too much: nothing is read or answered, but who asks for a person still gets one.
+
+    `told`: the customer was asked to slow down already, and is not asked again.
+    """
+    call = _call([Heard(line) for line in lines], keywords)
+    before = () if told or call else ("too_fast",)
+    return Decision(False, before, _hand_over(call, owner), call)
 
 
 def needs_model(lines: Sequence[Line], keywords: Sequence[str]) -> bool:

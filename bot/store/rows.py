@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Select, select
+from datetime import datetime
+
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from bot.conversation import Author, Conversation, Escalation, Line, Outcome, Owner, Reason
+from bot.conversation import Author, Conversation, Escalation, Line, Outcome, Owner, Pace, Reason
 from bot.messages import Address, Customer, InboundKind, OutboundKind, Platform, Sentiment
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, MessageRow, OutboundRow
 from bot.store.values import OutboundState, Sent
@@ -76,4 +78,19 @@ def conversation(session: Session, conversation_id: int) -> Conversation:
     customer = session.get_one(CustomerRow, row.customer_id)
     return Conversation(
         row.id, address(row), Customer(customer.external_id, customer.name, customer.language), Owner(row.owner)
+    )
+
+
+def pace(session: Session, conversation_id: int, since: datetime) -> Pace:
+    """How fast the customer of a conversation writes, and we answer, counted from `since` on."""
+    count = select(func.count(MessageRow.id)).where(MessageRow.at > since)
+    customer = select(ConversationRow.customer_id).where(ConversationRow.id == conversation_id).scalar_subquery()
+    theirs = select(ConversationRow.id).where(ConversationRow.customer_id == customer)
+    here = MessageRow.conversation_id == conversation_id
+    written = count.where(MessageRow.conversation_id.in_(theirs), MessageRow.author == Author.CUSTOMER)
+    shed = select(MessageRow.id).where(here, MessageRow.outcome == Outcome.SHED, MessageRow.settled_at > since)
+    return Pace(
+        session.scalar(written) or 0,
+        session.scalar(count.where(here, MessageRow.author == Author.BOT)) or 0,
+        session.scalar(shed.limit(1)) is not None,
     )

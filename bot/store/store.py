@@ -29,6 +29,7 @@ from bot.store.values import Accepted, OutboundState, Say, Sending, Settlement, 
 
 Clock = Callable[[], datetime]
 
+MINUTE = timedelta(minutes=1)
 HISTORY_LINES = 40
 """More than fits into any sensible token budget; the engine trims to the budget itself."""
 
@@ -163,6 +164,7 @@ class Store:
                 rows.conversation(session, claim.conversation_id),
                 tuple(map(rows.to_line, fresh)),
                 tuple(map(rows.to_line, reversed(settled))),
+                rows.pace(session, claim.conversation_id, since=self._now() - MINUTE),
             )
 
     def finish(self, claim: Claim, settlement: Settlement) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from bot.conversation import Call, Conversation, Escalation, Line, Outcome
+from bot.conversation import Call, Conversation, Escalation, Line, Outcome, Pace
 from bot.messages import Address, OutboundKind, OutboundMessage, Receipt, Sentiment
 
 
@@ -37,6 +37,7 @@ class Waiting:
     conversation: Conversation
     lines: tuple[Line, ...]
     history: tuple[Line, ...]
+    pace: Pace
 
 
 @dataclass(frozen=True, slots=True)

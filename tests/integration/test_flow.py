@@ -25,7 +25,7 @@ from bot.queue.embedded import EmbeddedQueue, backoff
 from bot.store.database import Writer
 from bot.store.jobs import JobKind
 from bot.store.reader import Reader
-from bot.store.store import Store
+from bot.store.store import Clock, Store, utc_now
 from engine.types import Speaker, Turn
 from tests.conftest import AGENTS, inbound, until
 from tests.fakes.adapter import RecordingAdapter
@@ -37,12 +37,12 @@ CAP = timedelta(seconds=0.01)
 class House:
     """The wired parts between a scripted model and two recorded platforms."""
 
-    def __init__(self, database: Engine) -> None:
-        settings = Settings()
+    def __init__(self, database: Engine, settings: Settings | None = None, clock: Clock = utc_now) -> None:
+        settings = settings or Settings()
         self.engine = ScriptedEngine()
         self.telegram, self.slack = RecordingAdapter(), RecordingAdapter(Platform.SLACK)
         self.writer, self.metrics = Writer(), Metrics()
-        self.store, self.reader = Store(database, AGENTS), Reader(database)
+        self.store, self.reader = Store(database, AGENTS, clock), Reader(database)
         adapters = {Platform.TELEGRAM: self.telegram, Platform.SLACK: self.slack}
         self.queue = EmbeddedQueue(
             self.store,
@@ -53,7 +53,10 @@ class House:
             max_backoff=CAP,
         )
         wake = self.queue.wake
-        self.intake = Intake(self.store, self.writer, self.metrics, 4000, AGENTS, wake)
+        limits = settings.limits
+        self.intake = Intake(
+            self.store, self.writer, self.metrics, 4000, AGENTS, wake, allow=limits.allow, block=limits.block
+        )
         cards = CardWriter(lambda label: emoji(settings, label))
         self.handlers = {
             JobKind.ATTEND: Attendant(
@@ -317,3 +320,82 @@ async def test_a_platform_that_was_switched_off_meanwhile_ends_with_a_human(engi
         await house.hears("hello")
     house.writer.close()
     assert Address(Platform.SLACK, "T1", "C0AGENTS") in {card.address for card in house.slack.sent}
+
+
+# -- too much, and from whom -----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def strict(database: Engine, clock: Clock = utc_now, **limits: object) -> AsyncIterator[House]:
+    house = House(database, Settings.model_validate({"limits": limits}), clock)
+    async with working(house):
+        yield house
+    house.writer.close()
+
+
+async def test_who_writes_too_much_is_asked_once_to_slow_down_and_answered_again_later(engine: Engine) -> None:
+    now = [utc_now()]
+    async with strict(engine, lambda: now[0], messages_per_minute=2) as house:
+        for number in range(5):
+            await house.hears(f"第{number}条", event=str(number))
+        assert house.telegram.said() == ["answer to: 第0条", "answer to: 第1条", say("too_fast", "zh")]
+        assert house.outcomes() == [Outcome.ANSWERED] * 2 + [Outcome.SHED] * 3
+        now[0] += timedelta(seconds=61)
+        await house.hears("还在吗", event="later")
+        assert house.telegram.said()[-1] == "answer to: 还在吗"
+
+
+async def test_what_was_shed_was_not_read_and_is_no_part_of_the_history_the_model_sees(engine: Engine) -> None:
+    now = [utc_now()]
+    async with strict(engine, lambda: now[0], messages_per_minute=1) as house:
+        await house.hears("one", event="1")
+        await house.hears("太差了", event="2")
+        assert house.slack.sent == []
+        now[0] += timedelta(seconds=61)
+        await house.hears("three", event="3")
+        assert house.telegram.said()[-1] == "answer to: three"
+        assert "太差了" not in str(house.engine.asked)
+
+
+async def test_who_writes_too_much_still_reaches_a_person(engine: Engine) -> None:
+    async with strict(engine, messages_per_minute=1) as house:
+        await house.hears("one", event="1")
+        await house.hears("人工", event="2")
+        assert house.telegram.said()[-1] == say("human_called", "zh")
+        assert len(house.slack.sent) == 1
+        assert house.outcomes() == [Outcome.ANSWERED, Outcome.ESCALATED]
+
+
+async def test_one_customers_haste_slows_no_other_and_counts_in_every_chat(engine: Engine) -> None:
+    async with strict(engine, messages_per_minute=1) as house:
+        await house.hears("one", event="1")
+        await house.hears("two", event="2", customer="c2")
+        assert house.telegram.said() == ["answer to: one", "answer to: two"]
+        await house.hears("three", event="3", chat="another")
+        assert house.telegram.said()[-1] == say("too_fast", "en")
+
+
+async def test_a_loop_with_another_machine_ends(engine: Engine) -> None:
+    async with strict(engine, replies_per_minute=3) as house:
+        for number in range(6):
+            await house.hears(f"beep {number}", event=str(number))
+        assert house.telegram.said() == [f"answer to: beep {number}" for number in range(3)] + [say("too_fast", "en")]
+
+
+@pytest.mark.parametrize(
+    ("limits", "let_in"),
+    [
+        ({}, True),
+        ({"block": ["telegram:c1"]}, False),
+        ({"block": ["slack:c1", "telegram:c"]}, True),
+        ({"allow": ["telegram:c2"]}, False),
+        ({"allow": ["telegram:c1"]}, True),
+        ({"allow": ["telegram:chat"]}, True),
+        ({"allow": ["telegram:chat"], "block": ["telegram:c1"]}, False),
+    ],
+)
+async def test_the_lists_say_who_is_answered(engine: Engine, limits: dict[str, object], let_in: bool) -> None:
+    async with strict(engine, **limits) as house:
+        receipt = await house.hears("hello", chat="chat")
+        assert receipt is (Receipt.ACCEPTED if let_in else Receipt.DROPPED)
+        assert house.telegram.said() == (["answer to: hello"] if let_in else [])

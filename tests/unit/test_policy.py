@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bot.conversation import Author, Line, Owner, Reason
+from bot.conversation import Author, Line, Owner, Pace, Reason
 from bot.messages import InboundKind, Sentiment
-from bot.policy import Heard, asks_for_human, decide
+from bot.policy import Heard, Limits, asks_for_human, decide, shed
 
 KEYWORDS = ("人工", "human", "agent")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -94,3 +94,30 @@ def test_commands_and_media_get_their_fixed_sentences_once() -> None:
 def test_words_beside_a_photo_are_answered() -> None:
     decision = decide([heard("photo", kind=InboundKind.MEDIA), heard("is this yours?")], Owner.BOT, KEYWORDS)
     assert (decision.answer, decision.before) == (True, ("media",))
+
+
+# -- too much at once ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pace", "too_much"),
+    [(Pace(3, 1), False), (Pace(4, 0), True), (Pace(1, 2), True), (Pace(), False)],
+    ids=["as many as allowed", "one message more", "answered as often as allowed", "nothing"],
+)
+def test_a_minute_has_its_limits(pace: Pace, too_much: bool) -> None:
+    assert Limits(messages=3, replies=2).passed(pace) is too_much
+
+
+def test_who_writes_too_much_is_told_once_and_answered_no_more() -> None:
+    lines = [heard("太差了", 0.99, number=1).line, heard("hello", number=2).line]
+    first, later = shed(lines, Owner.BOT, KEYWORDS, told=False), shed(lines, Owner.BOT, KEYWORDS, told=True)
+    assert (first.answer, first.before, first.after, first.call) == (False, ("too_fast",), (), None)
+    assert (later.answer, later.before, later.after, later.call) == (False, (), (), None)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_who_writes_too_much_still_reaches_a_person(told: bool) -> None:
+    decision = shed([heard("again").line, heard("人工", number=2).line], Owner.BOT, KEYWORDS, told)
+    assert decision.call is not None
+    assert (decision.call.reason, decision.call.message_id) == (Reason.ASKED, 2)
+    assert (decision.answer, decision.before, decision.after) == (False, (), ("human_called",))
