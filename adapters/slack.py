@@ -32,8 +32,7 @@ from bot.errors import ConfigError, DatabaseUnavailable, DeliveryError, OutcomeU
 from bot.messages import (
     Check,
     Delivery,
-    Dropped,
-    InboundMessage,
+    Event,
     Inbox,
     OutboundKind,
     OutboundMessage,
@@ -298,7 +297,7 @@ def _thread(message: OutboundMessage) -> str | None:
     return message.reply_to or message.address.thread or None
 
 
-async def _store(inbox: Inbox, event: InboundMessage | Dropped) -> BoltResponse:
+async def _store(inbox: Inbox, event: Event) -> BoltResponse:
     try:
         await inbox.receive(event)
     except DatabaseUnavailable as error:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bot.messages import Address, Customer, Dropped, InboundKind, InboundMessage, Platform
+from bot.messages import Address, Customer, Dropped, Edited, Event, InboundKind, InboundMessage, Platform
 
 _KEPT_SUBTYPES = ("", None, "file_share", "thread_broadcast")  # the last: a reply in a thread, also shown in the chat
 _COMMANDS = ("!help", "!human")  # Slack keeps "/help" to itself unless the manifest declares it
@@ -16,13 +16,15 @@ _ENTITY = re.compile("&(amp|lt|gt);")
 _ENTITIES = {"amp": "&", "lt": "<", "gt": ">"}
 
 
-def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str) -> InboundMessage | Dropped:
+def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str) -> Event:
     """Read the body of an event_callback; any JSON shape ends in a value, never in an exception.
 
     A message in a channel comes as two events, `app_mention` and (where subscribed) `message`, with two event ids:
     so the message's own id is channel and ts. A Dropped keeps Slack's event id and cannot stand in the way.
     """
     event = mapping(body, "event")
+    if event and body.get("type") == "event_callback" and (edited := _edited(event, account, bot_user_id)):
+        return edited
     if reason := _not_for_us(body, event, bot_user_id):
         return Dropped(Platform.SLACK, account, reason, ident(body, "event_id"))
     channel, ts, private = ident(event, "channel"), ident(event, "ts"), _is_direct(event)
@@ -55,6 +57,18 @@ def _not_for_us(body: Mapping[str, Any], event: Mapping[str, Any], bot_user_id: 
     if kind == "message" and not _is_direct(event):
         return "in a channel, without a mention"
     return ""
+
+
+def _edited(event: Mapping[str, Any], account: str, bot_user_id: str) -> Edited | None:
+    """An edit by a person. Slack also calls it a change when it shows what a link leads to."""
+    if event.get("subtype") != "message_changed":
+        return None
+    message, channel = mapping(event, "message"), ident(event, "channel")
+    ts, when = ident(message, "ts"), ident(mapping(message, "edited"), "ts")
+    kind, words = _words(message, bot_user_id)
+    if message.get("bot_id") or kind is not InboundKind.TEXT or not (words and channel and ts and when):
+        return None
+    return Edited(Platform.SLACK, account, f"{channel}:{ts}:{when}", f"{channel}:{ts}", words)
 
 
 def _is_direct(event: Mapping[str, Any]) -> bool:

@@ -46,7 +46,7 @@ from bot.messages import (
     Check,
     Delivery,
     Dropped,
-    InboundMessage,
+    Event,
     Inbox,
     OutboundMessage,
     Platform,
@@ -149,7 +149,7 @@ class TelegramAdapter:
             cursor = cursor if event.cursor is None else event.cursor
         return cursor
 
-    async def _store(self, inbox: Inbox, event: InboundMessage | Dropped) -> None:
+    async def _store(self, inbox: Inbox, event: Event) -> None:
         try:
             await inbox.receive(event)
         except DatabaseUnavailable:
@@ -321,7 +321,7 @@ class _Bot(ExtBot[None]):
 
     async def raw_updates(self, offset: int | None, wait_s: int) -> list[object]:
         """Updates from `offset` on, which confirms all before it. Raises TelegramError."""
-        question = {"offset": offset, "timeout": wait_s, "allowed_updates": ["message"]}
+        question = {"offset": offset, "timeout": wait_s, "allowed_updates": ["message", "edited_message"]}
         updates = await self._post("getUpdates", question, read_timeout=wait_s + SEND_S)
         if not isinstance(updates, list):
             raise TelegramError(_FOREIGN)

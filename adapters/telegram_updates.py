@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from bot.messages import Address, Customer, Dropped, InboundKind, InboundMessage, Platform
+from bot.messages import Address, Customer, Dropped, Edited, Event, InboundKind, InboundMessage, Platform
 
 COMMANDS: Mapping[str | None, Mapping[str, str]] = {
     None: {"start": "Say hello", "help": "What I can do", "human": "Talk to a person"},
@@ -16,8 +16,8 @@ _HERE = "here"
 """The command that shows us the escalation group."""
 _COMMAND = re.compile(r"/(\w{1,32})(?:@(\w+))?(?:\s|$)", re.ASCII)
 GROUPS = ("group", "supergroup")
+_EDITED = "edited_message"
 _OTHER_UPDATES = {
-    "edited_message": "edited message",
     "channel_post": "channel post",
     "edited_channel_post": "channel post",
 }
@@ -28,18 +28,24 @@ _MEDIA = (
 """The more telling name first: an animation comes as a document too, a venue as a location, a live photo as a photo."""
 
 
-def to_inbound(update: object, account: str, bot_username: str) -> InboundMessage | Dropped:
+def to_inbound(update: object, account: str, bot_username: str) -> Event:
     """One element of getUpdates, whatever it holds; never raises.
 
     The event is named by chat and message, not by update_id: Telegram starts again at a random update_id after a quiet
     week, and a number met twice would look like a redelivery. `cursor` is the update_id, None only when there is none.
     """
-    cursor, message = _whole(update, "update_id"), _table(update, "message")
-    reason = _unusable(update, message) or _not_for_us(message, account, bot_username)
+    edited = isinstance(update, Mapping) and _EDITED in update
+    cursor, message = _whole(update, "update_id"), _table(update, _EDITED if edited else "message")
+    reason = _unusable(update, message) or ("" if edited else _not_for_us(message, account, bot_username))
     if reason:
         return Dropped(Platform.TELEGRAM, account, reason, cursor=cursor)
     chat, message_id = str(_whole(_table(message, "chat"), "id")), str(_whole(message, "message_id"))
     kind, text = _content(message)
+    if edited:
+        if kind is not InboundKind.TEXT:  # a command means what it meant; a live location moves
+            return Dropped(Platform.TELEGRAM, account, "edited, not in words", cursor=cursor)
+        original, when = f"{chat}:{message_id}", _whole(message, "edit_date")
+        return Edited(Platform.TELEGRAM, account, f"{original}:{when}", original, text, cursor)
     return InboundMessage(
         address=Address(Platform.TELEGRAM, account, chat, _thread(message)),
         customer=_customer(_table(message, "from")),
@@ -64,7 +70,7 @@ def find_here(updates: Sequence[object], bot_username: str) -> tuple[str, str] |
 def _unusable(update: object, message: Mapping[str, object]) -> str:
     if _whole(update, "update_id") is None or not isinstance(update, Mapping):
         return "malformed update"
-    if "message" not in update:
+    if "message" not in update and _EDITED not in update:
         return next((reason for key, reason in _OTHER_UPDATES.items() if key in update), "unknown update type")
     chat, sender = _table(message, "chat"), _table(message, "from")
     if None in (_whole(message, "message_id"), _whole(chat, "id"), _whole(sender, "id")):

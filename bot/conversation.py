@@ -55,9 +55,8 @@ class Outcome(StrEnum):
     ESCALATED = "escalated"  # the same, and a human was called because of it
     SILENT = "silent"  # a human owns the conversation
     DEAD = "dead"  # every attempt failed; a human was called
-    SHED = (
-        "shed"  # more than one customer may write, or one conversation be answered, in a minute: not read, not answered
-    )
+    NOTED = "noted"  # an edit of what was settled before: kept, and on the card where a human was called
+    SHED = "shed"  # too much in one minute: neither read nor answered
 
 
 @dataclass(frozen=True, slots=True)

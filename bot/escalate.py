@@ -64,4 +64,6 @@ def _quote(line: Line) -> str:
         text = f"/{text}"
     elif line.kind is InboundKind.MEDIA:
         text = f"[{text}]"
+    elif line.kind is InboundKind.EDIT:
+        text = f"✏️ {text}"
     return text if len(text) <= MAX_QUOTE else f"{text[: MAX_QUOTE - 1]}…"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from bot.errors import Stopping
-from bot.messages import Address, Dropped, InboundKind, InboundMessage, Platform, Receipt
+from bot.messages import Address, Dropped, Edited, Event, InboundKind, InboundMessage, Platform, Receipt
 from bot.metrics import Metrics
 from bot.store.database import Writer
 from bot.store.store import Store
@@ -58,12 +58,14 @@ class Intake:
         """Accept nothing more; replies to what was accepted may still go out."""
         self._closed = True
 
-    async def receive(self, event: InboundMessage | Dropped) -> Receipt:
+    async def receive(self, event: Event) -> Receipt:
         """Store one event in one transaction. Raises DatabaseUnavailable: nothing was stored, do not acknowledge."""
         if self._closed:
             raise Stopping("frontdesk is stopping")
         if isinstance(event, Dropped):
             return await self._drop(event)
+        if isinstance(event, Edited):
+            return await self._edit(event)
         message = self._cleaned(event)
         if reason := self._unwanted(message):
             address = event.address
@@ -84,6 +86,23 @@ class Intake:
 
     async def cursor(self, platform: Platform, account: str) -> int | None:
         return await self._writer(self._store.cursor, platform, account)
+
+    async def _edit(self, event: Edited) -> Receipt:
+        text = clean(event.text, self._max_chars)
+        if not text:
+            return await self._drop(Dropped(event.platform, event.account, "edited away", cursor=event.cursor))
+        edited = await self._writer(self._store.edit, replace(event, text=text))
+        self._metrics.accepted(event.platform, edited.receipt)
+        log.info(
+            "edited",
+            platform=event.platform,
+            receipt=edited.receipt,
+            message=edited.message_id,
+            conversation=edited.conversation_id,
+        )
+        if edited.receipt is Receipt.ACCEPTED:
+            self._on_accepted()
+        return edited.receipt
 
     async def _drop(self, event: Dropped) -> Receipt:
         await self._writer(self._store.drop, event)

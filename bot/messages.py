@@ -45,6 +45,7 @@ class InboundKind(StrEnum):
     TEXT = "text"  # words for the model
     COMMAND = "command"  # text is the command's name, without slash or arguments
     MEDIA = "media"  # a photo, voice note, sticker ... without words; text names the kind
+    EDIT = "edit"  # what a message that was settled before says now; kept, not answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,18 @@ class InboundMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Edited:
+    """What a message says now. `of` is the event_id it was received under, `event_id` this edit's own."""
+
+    platform: Platform
+    account: str
+    event_id: str
+    of: str
+    text: str
+    cursor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """An event that is not for us (a bot's message, an unknown update type). It still moves the cursor.
 
@@ -78,6 +91,9 @@ class Dropped:
     reason: str
     event_id: str = ""
     cursor: int | None = None
+
+
+Event = InboundMessage | Edited | Dropped
 
 
 class Receipt(StrEnum):
@@ -157,7 +173,7 @@ class Check:
 class Inbox(Protocol):
     """The way in, as adapters see it."""
 
-    async def receive(self, event: InboundMessage | Dropped) -> Receipt:
+    async def receive(self, event: Event) -> Receipt:
         """Store the event durably. When this returns, and only then, the platform may be told that we have it.
 
         Raises DatabaseUnavailable when nothing was stored: do not acknowledge, the platform will deliver again.

@@ -53,6 +53,15 @@ def enqueue_attend(session: Session, conversation_id: int, now: datetime) -> Non
         session.add(_new(JobKind.ATTEND, lane, conversation_id, now))
 
 
+def restart_attend(session: Session, conversation_id: int, now: datetime) -> None:
+    """What waits has changed: whoever attends to it now holds nothing any more, and it is read anew."""
+    lane = f"{JobKind.ATTEND}:{conversation_id}"
+    for row in session.scalars(select(JobRow).where(JobRow.lane == lane, JobRow.state == JobState.RUNNING)):
+        again(row, now, "", counts=False)
+    session.flush()
+    enqueue_attend(session, conversation_id, now)
+
+
 def enqueue_delivery(session: Session, lane: str, conversation_id: int, outbound_id: str, now: datetime) -> None:
     """Deliver one outbound message, after everything that was put into the same lane before it."""
     row = _new(JobKind.DELIVER, f"{JobKind.DELIVER}:{lane}", conversation_id, now)

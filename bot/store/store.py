@@ -15,6 +15,7 @@ from bot.messages import (
     Address,
     Delivery,
     Dropped,
+    Edited,
     InboundKind,
     InboundMessage,
     OutboundKind,
@@ -72,6 +73,34 @@ class Store:
             session.flush()
             jobs.enqueue_attend(session, conversation.id, row.at)
             return Accepted(Receipt.ACCEPTED, row.id, conversation.id)
+
+    def edit(self, event: Edited) -> Accepted:
+        """What a message says now: one that waits is read anew; of a settled one the new words are kept beside the old.
+
+        An edit of something unknown, or that changes nothing, only moves the cursor.
+        """
+        with self._begin() as session:
+            self._advance(session, event.platform, event.account, event.cursor)
+            heard = select(MessageRow).filter_by(platform=event.platform, account=event.account)
+            row = session.scalar(heard.filter_by(event_id=event.of))
+            again = session.scalar(heard.filter_by(event_id=event.event_id)) is not None
+            if row is None or again or row.text == event.text or row.kind == InboundKind.COMMAND:
+                return Accepted(Receipt.DROPPED)
+            if row.turn == 0:
+                row.text, row.kind = event.text, InboundKind.TEXT
+                jobs.restart_attend(session, row.conversation_id, self._now())
+                return Accepted(Receipt.ACCEPTED, row.id, row.conversation_id)
+            note = self._line(
+                session.get_one(ConversationRow, row.conversation_id), Author.CUSTOMER, event.text, row.turn
+            )
+            note.event_id, note.kind = event.event_id, InboundKind.EDIT
+            note.outcome, note.settled_at = Outcome.NOTED, note.at
+            session.add(note)
+            session.flush()
+            called = session.scalar(rows.open_escalation(row.conversation_id))
+            if called is not None:
+                self._show_card(session, called)
+            return Accepted(Receipt.ACCEPTED, note.id, row.conversation_id)
 
     def drop(self, event: Dropped) -> None:
         """Only the cursor moves."""
@@ -252,10 +281,13 @@ class Store:
         row.message_id = call.message_id
         conversation.owner = next_owner(Owner(conversation.owner), OwnerEvent.CALL)
         session.flush()
-        if self._cards_to is not None and not self._card_is_pending(session, row.id):
-            card = self._outbound(conversation.id, OutboundKind.CARD, self._cards_to)
-            card.escalation_id = row.id
-            self._send_later(session, card, lane=f"card:{row.id}")
+        self._show_card(session, row)
+
+    def _show_card(self, session: Session, escalation: EscalationRow) -> None:
+        if self._cards_to is not None and not self._card_is_pending(session, escalation.id):
+            card = self._outbound(escalation.conversation_id, OutboundKind.CARD, self._cards_to)
+            card.escalation_id = escalation.id
+            self._send_later(session, card, lane=f"card:{escalation.id}")
 
     def _card_is_pending(self, session: Session, escalation_id: int) -> bool:
         """A card that was not tried yet will show the newest state anyway: it is written when it is sent."""

@@ -19,7 +19,7 @@ from bot.deliver import Deliverer
 from bot.errors import OutcomeUnknown, RetryLater, Stopping, Undeliverable
 from bot.escalate import CardWriter
 from bot.intake import Intake
-from bot.messages import Address, Dropped, InboundKind, OutboundKind, Platform, Receipt
+from bot.messages import Address, Dropped, Edited, InboundKind, OutboundKind, Platform, Receipt
 from bot.metrics import Metrics
 from bot.queue.embedded import EmbeddedQueue, backoff
 from bot.store.database import Writer
@@ -320,6 +320,35 @@ async def test_a_platform_that_was_switched_off_meanwhile_ends_with_a_human(engi
         await house.hears("hello")
     house.writer.close()
     assert Address(Platform.SLACK, "T1", "C0AGENTS") in {card.address for card in house.slack.sent}
+
+
+# -- edits -----------------------------------------------------------------------------------------
+
+
+async def test_an_edit_while_the_bot_writes_is_what_is_answered(house: House) -> None:
+    house.engine.hold = asyncio.Event()
+    await house.intake.receive(inbound("where is my odrer"))
+    await until(lambda: len(house.engine.asked) == 2)
+    await house.intake.receive(Edited(Platform.TELEGRAM, "1", "e1:2", "e1", "where is my order\x00"))
+    house.engine.hold.set()
+    await house.idle()
+    assert house.telegram.said() == ["answer to: where is my order"]
+    assert house.outcomes() == [Outcome.ANSWERED]
+
+
+async def test_an_edit_after_the_answer_is_not_answered_again_nor_shown_to_the_model(house: House) -> None:
+    await house.hears("helo")
+    receipt = await house.intake.receive(Edited(Platform.TELEGRAM, "1", "e1:2", "e1", "hello"))
+    assert receipt is Receipt.ACCEPTED
+    await house.hears("and?", event="e2")
+    assert house.telegram.said() == ["answer to: helo", "answer to: and?"]
+    assert "hello" not in str(house.engine.asked)
+    assert house.outcomes() == [Outcome.ANSWERED, Outcome.NOTED, Outcome.ANSWERED]
+
+
+async def test_an_edit_that_leaves_nothing_is_dropped(house: House) -> None:
+    await house.hears("hello")
+    assert await house.intake.receive(Edited(Platform.TELEGRAM, "1", "e1:2", "e1", " \x00 ")) is Receipt.DROPPED
 
 
 # -- too much, and from whom -----------------------------------------------------------------------

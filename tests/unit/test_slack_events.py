@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapters.slack import escape
 from adapters.slack_events import plain, to_inbound
-from bot.messages import Address, Dropped, InboundKind, InboundMessage, Platform
+from bot.messages import Address, Dropped, Edited, InboundKind, InboundMessage, Platform
 
 TEAM, BOT = "T1", "U0BOT"
 SPECS = Path(__file__).parents[3] / "shared" / "specs" / "slack-events"
@@ -84,6 +84,40 @@ def test_a_dropped_twin_cannot_stand_in_the_way_of_its_mention() -> None:
     twin = dropped(direct(f"<@{BOT}> hello", channel="C1", channel_type="channel"))
     assert twin.event_id != accepted(mention()).event_id
     assert twin.reason == "in a channel, without a mention"
+
+
+# -- edits
+
+
+def changed(**more: Any) -> dict[str, Any]:
+    message = {
+        "type": "message",
+        "user": "U1",
+        "ts": "1.2",
+        "text": "helo &amp; hello",
+        "edited": {"ts": "3.4"},
+        **more,
+    }
+    event = {"type": "message", "subtype": "message_changed", "channel": "D1", "channel_type": "im", "ts": "3.5"}
+    return envelope({**event, "message": message})
+
+
+def test_an_edit_names_the_message_it_changes_and_is_an_event_of_its_own() -> None:
+    edit = to_inbound(changed(), TEAM, BOT)
+    assert isinstance(edit, Edited)
+    assert (edit.of, edit.text) == (accepted(direct()).event_id, "helo & hello")
+    later = to_inbound(changed(edited={"ts": "3.6"}), TEAM, BOT)
+    assert isinstance(later, Edited)
+    assert len({edit.of, edit.event_id, later.event_id}) == 3
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"edited": None}, {"bot_id": "B1"}, {"text": ""}, {"text": "!help"}, {"ts": None}],
+    ids=["a link was unfolded", "our own card", "no words", "a command", "no message"],
+)
+def test_a_change_that_is_no_persons_edit_is_dropped(more: dict[str, Any]) -> None:
+    assert dropped(changed(**more)).reason in ("not a new message", "written by a bot")
 
 
 # -- who is not answered
@@ -213,7 +247,7 @@ def test_no_json_is_an_exception(body: Any) -> None:
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON), st.sampled_from([direct, mention]))
 def test_no_field_of_an_event_is_an_exception(more: dict[str, Any], make: Any) -> None:
     event = to_inbound(make(**{key: value for key, value in more.items() if key != "text"}), TEAM, BOT)
-    assert isinstance(event, Dropped) or (event.customer.id and event.address.chat and event.event_id)
+    assert not isinstance(event, InboundMessage) or (event.customer.id and event.address.chat and event.event_id)
     to_inbound(envelope({**make()["event"], **more}), TEAM, BOT)
 
 
@@ -225,7 +259,6 @@ def test_every_payload_of_the_platform_has_its_outcome(name: str) -> None:
     body |= {"type": "event_callback", "event_id": "Ev1"}
     values = {"user": "U1", "channel": "D1", "ts": "1.2", "channel_type": "im", "text": "hello", "bot_id": ""}
     body["event"] |= {key: value for key, value in values.items() if key in body["event"]}
-    expected = (
-        InboundMessage if name in ("AppMention", "Message", "MessageFileShare", "MessageThreadBroadcast") else Dropped
-    )
+    heard = ("AppMention", "Message", "MessageFileShare", "MessageThreadBroadcast")
+    expected = InboundMessage if name in heard else Dropped
     assert type(to_inbound(body, TEAM, BOT)) is expected

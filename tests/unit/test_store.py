@@ -9,7 +9,17 @@ from sqlalchemy import Engine
 
 from bot.conversation import Author, Call, Outcome, Owner, OwnerEvent, Reason
 from bot.errors import LeaseLost
-from bot.messages import Delivery, Dropped, InboundMessage, OutboundKind, Platform, Receipt, Sentiment
+from bot.messages import (
+    Delivery,
+    Dropped,
+    Edited,
+    InboundKind,
+    InboundMessage,
+    OutboundKind,
+    Platform,
+    Receipt,
+    Sentiment,
+)
 from bot.store.jobs import Claim, JobKind
 from bot.store.reader import Reader
 from bot.store.store import Store
@@ -322,3 +332,88 @@ def test_the_load_counts_jobs_and_open_calls(store: Store, engine: Engine) -> No
     assert Reader(engine).load().jobs == 1
     answered(store, claimed(store), call=Call(Reason.ASKED, accepted.message_id))
     assert Reader(engine).load().open_escalations == 1
+
+
+# -- edits -----------------------------------------------------------------------------------------
+
+
+def edited(text: str, of: str = "e1", event: str = "edit", cursor: int | None = None) -> Edited:
+    return Edited(Platform.TELEGRAM, "1", event, of, text, cursor)
+
+
+def test_an_edit_of_a_message_that_waits_replaces_it(store: Store) -> None:
+    store.accept(inbound("helo", cursor=1))
+    assert store.edit(edited("hello", cursor=2)).receipt is Receipt.ACCEPTED
+    assert store.cursor(Platform.TELEGRAM, "1") == 2
+    assert [line.text for line in store.waiting(claimed(store)).lines] == ["hello"]
+
+
+def test_an_edit_while_the_bot_writes_voids_what_it_writes(store: Store) -> None:
+    store.accept(inbound("helo"))
+    claim = claimed(store)
+    store.edit(edited("hello"))
+    with pytest.raises(LeaseLost):
+        answered(store, claim, "answer to helo")
+    anew = claimed(store)
+    assert (anew.attempt, [line.text for line in store.waiting(anew).lines]) == (1, ["hello"])
+    answered(store, anew, "answer to hello")
+    assert store.claim(JobKind.ATTEND, LEASE) is None
+    assert begun(store)[1].message.text == "answer to hello"
+
+
+def test_an_edit_of_an_answered_message_is_kept_beside_it_and_attended_to_by_nobody(
+    store: Store, engine: Engine
+) -> None:
+    store.accept(inbound("helo"))
+    answered(store, claimed(store), "answer")
+    begun(store)
+    assert store.edit(edited("hello")).receipt is Receipt.ACCEPTED
+    lines = Reader(engine).history(inbound().address, "c1")
+    assert [(line.text, line.kind, line.outcome) for line in lines] == [
+        ("helo", InboundKind.TEXT, Outcome.ANSWERED),
+        ("answer", InboundKind.TEXT, None),
+        ("hello", InboundKind.EDIT, Outcome.NOTED),
+    ]
+    assert store.claim(JobKind.ATTEND, LEASE) is None
+
+
+def test_an_edit_shows_on_the_card_where_a_human_was_called(store: Store) -> None:
+    store.accept(inbound("太差"))
+    claim = claimed(store)
+    call = Call(Reason.NEGATIVE, store.waiting(claim).lines[0].id, ANGRY)
+    answered(store, claim, "sorry", call=call)
+    sent = [begun(store) for _ in range(2)]
+    for each, sending in sent:
+        store.sent(each, Delivery(f"p-{sending.message.kind}"))
+    store.edit(edited("太差了，三天没到"))
+    _, card = begun(store)
+    assert card.message.edits == "p-card"
+    assert card.escalation is not None
+    assert card.escalation.recent[-1].text == "太差了，三天没到"
+    assert card.escalation.times == 1
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [edited("hello"), edited("new", of="unknown"), Edited(Platform.SLACK, "1", "edit", "e1", "new")],
+    ids=["nothing changed", "unknown message", "another platform's"],
+)
+def test_an_edit_of_nothing_changes_nothing(store: Store, edit: Edited) -> None:
+    store.accept(inbound("hello"))
+    assert store.edit(edit).receipt is Receipt.DROPPED
+    assert [line.text for line in store.waiting(claimed(store)).lines] == ["hello"]
+
+
+def test_a_redelivered_edit_is_kept_once(store: Store, engine: Engine) -> None:
+    store.accept(inbound("helo"))
+    answered(store, claimed(store), "answer")
+    receipts = [store.edit(edited("hello")).receipt for _ in range(2)]
+    assert receipts == [Receipt.ACCEPTED, Receipt.DROPPED]
+    assert [line.text for line in Reader(engine).history(inbound().address, "c1")] == ["helo", "hello"]
+
+
+def test_a_picture_whose_caption_is_edited_in_time_is_read_as_words(store: Store) -> None:
+    store.accept(inbound("photo", kind=InboundKind.MEDIA))
+    store.edit(edited("is this the blue one?"))
+    (line,) = store.waiting(claimed(store)).lines
+    assert (line.kind, line.text) == (InboundKind.TEXT, "is this the blue one?")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.telegram_updates import find_here, to_inbound
-from bot.messages import Address, Customer, Dropped, InboundKind, InboundMessage, Platform
+from bot.messages import Address, Customer, Dropped, Edited, InboundKind, InboundMessage, Platform
 
 ACCOUNT, USERNAME = "4242", "Shop_Bot"
 WANG = {"id": 7, "is_bot": False, "first_name": "芳", "last_name": "王", "language_code": "zh-hans"}
@@ -172,13 +172,38 @@ def test_a_chain_of_replies_is_no_topic():
     assert heard(GROUP, text="/help", message_thread_id=5).address.thread == ""
 
 
+@pytest.mark.parametrize("chat", [PRIVATE, GROUP])
+def test_an_edit_names_the_message_it_changes_and_is_an_event_of_its_own(chat: dict[str, Any]):
+    original = heard(chat, text="/help")
+    edit = to_inbound({"update_id": 901, "edited_message": message(chat, text="hi", edit_date=5)}, ACCOUNT, USERNAME)
+    later = to_inbound({"update_id": 902, "edited_message": message(chat, text="ho", edit_date=6)}, ACCOUNT, USERNAME)
+    assert isinstance(edit, Edited)
+    assert isinstance(later, Edited)
+    assert (edit.of, edit.text, edit.cursor) == (original.event_id, "hi", 901)
+    assert len({original.event_id, edit.event_id, later.event_id}) == 3
+
+
+def test_the_new_caption_of_a_picture_is_an_edit():
+    edit = to_inbound(
+        {"update_id": 901, "edited_message": message(photo=[{}], caption="broken", edit_date=5)}, ACCOUNT, USERNAME
+    )
+    assert isinstance(edit, Edited)
+    assert edit.text == "broken"
+
+
 # -- what is not for us ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("update", "why"),
     [
-        ({"update_id": 900, "edited_message": message(text="hi")}, "edited message"),
+        ({"update_id": 900, "edited_message": message(edit_date=5)}, "edited, not in words"),
+        ({"update_id": 900, "edited_message": message(text="/help", edit_date=5)}, "edited, not in words"),
+        ({"update_id": 900, "edited_message": message(location={"latitude": 1})}, "edited, not in words"),
+        (
+            {"update_id": 900, "edited_message": {**message(text="hi"), "from": {"id": 9, "is_bot": True}}},
+            "not from a person",
+        ),
         ({"update_id": 900, "channel_post": message(text="hi")}, "channel post"),
         ({"update_id": 900, "edited_channel_post": message(text="hi")}, "channel post"),
         ({"update_id": 900, "callback_query": {"id": "1"}}, "unknown update type"),
