@@ -65,6 +65,8 @@ MAX_BACKOFF_S = 30.0
 CONFLICT_S = 30.0
 """Pause while somebody else receives this bot's updates: each poll of ours would cut theirs short."""
 STORE_RETRY_S = 1.0
+DRAFT_S = 0.35
+"""Between two drafts of a reply in one chat; the text in between is in the next one."""
 TYPING_S = 3.0
 """Telegram shows "typing" for five seconds: it is renewed after three, never sooner."""
 
@@ -89,6 +91,7 @@ class TelegramAdapter:
     def __init__(self, token: str, api_url: str) -> None:
         self._bot = _Bot.at(token, api_url)
         self._typing: dict[Address, float] = {}
+        self._drafts: dict[Address, float] = {}
         self.last_contact: float | None = None
 
     async def run(self, inbox: Inbox) -> None:
@@ -109,16 +112,30 @@ class TelegramAdapter:
         return Delivery(await self._once(send(message)))
 
     async def preview(self, preview: Preview) -> None:
-        """Show "typing", at most every TYPING_S in one place. Raises DeliveryError."""
+        """In a private chat the text so far, as a draft; until there is one, and elsewhere, "typing".
+
+        At most every DRAFT_S and TYPING_S in one place. Raises DeliveryError.
+        """
+        words = preview.text.strip() if _is_private(preview.address) else ""
+        shown, every = (self._drafts, DRAFT_S) if words else (self._typing, TYPING_S)
         now, address = time.monotonic(), preview.address
-        self._typing = {place: at for place, at in self._typing.items() if now - at < TYPING_S}
-        if address not in self._typing:
-            self._typing[address] = now
-            thread = _number(address.thread)
-            await self._once(self._bot.send_chat_action(address.chat, ChatAction.TYPING, message_thread_id=thread))
+        for place in [place for place, at in shown.items() if now - at >= every]:
+            del shown[place]
+        if address not in shown:
+            shown[address] = now
+            await self._once(self._draft(preview, words) if words else self._type(address))
 
     def split(self, text: str) -> Sequence[str]:
         return split(text, MessageLimit.MAX_TEXT_LENGTH, utf16_length)
+
+    async def _type(self, address: Address) -> None:
+        await self._bot.send_chat_action(address.chat, ChatAction.TYPING, message_thread_id=_number(address.thread))
+
+    async def _draft(self, preview: Preview, words: str) -> None:
+        address, beginning = preview.address, _encodable(self.split(words)[0])
+        await self._bot.send_message_draft(
+            int(address.chat), preview.number, beginning, message_thread_id=_number(address.thread)
+        )
 
     # -- receiving -----------------------------------------------------------------------------
 
@@ -235,6 +252,10 @@ class TelegramAdapter:
             if "message is not modified" not in error.message.lower():
                 raise
         return message.edits
+
+
+def _is_private(address: Address) -> bool:
+    return not address.chat.startswith("-")  # groups and channels have negative ids
 
 
 def _number(text: str) -> int | None:

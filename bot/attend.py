@@ -126,8 +126,9 @@ class Attendant:
     async def _ask_engine(self, waiting: Waiting) -> tuple[dict[int, Sentiment], Reply | None]:
         """Mood and reply are asked for at the same time; the mood is there first and shown at once."""
         newest, conversation = waiting.lines[-1], waiting.conversation
-        preview = Preview(conversation.address, conversation.customer.id, newest.reply_to)
-        async with Progress(self._adapters.get(conversation.address.platform), preview) as progress:
+        preview = Preview(conversation.address, conversation.customer.id, newest.id, newest.reply_to)
+        adapter = self._adapters.get(conversation.address.platform)
+        async with Progress(adapter, preview, lambda: self._may_speak(conversation.id)) as progress:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     moods = [tasks.create_task(self._mood(line, progress)) for line in _texts(waiting.lines)]
@@ -137,6 +138,9 @@ class Attendant:
             except* EngineError as group:
                 raise group.exceptions[0] from None
         return dict(task.result() for task in moods), reply.result() if reply else None
+
+    async def _may_speak(self, conversation_id: int) -> bool:
+        return await self._writer(self._store.owner, conversation_id) is not Owner.HUMAN
 
     async def _mood(self, line: Line, progress: Progress) -> tuple[int, Sentiment]:
         started = asyncio.get_running_loop().time()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -113,13 +113,24 @@ class Deliverer:
 
 
 class Progress:
-    """Shows a reply on its way: one call at a time, never more often than `every`, renewed before typing expires."""
+    """Shows a reply on its way: one call at a time, never more often than `every`, renewed before typing expires.
+
+    Words are the beginning of a reply, so `may_speak` is asked before any are shown, and a no ends the preview.
+    """
 
     _LAST_S = 1.0
 
-    def __init__(self, adapter: Adapter | None, preview: Preview, every: float = 0.1, renew: float = 4.0) -> None:
+    def __init__(
+        self,
+        adapter: Adapter | None,
+        preview: Preview,
+        may_speak: Callable[[], Awaitable[bool]],
+        every: float = 0.1,
+        renew: float = 4.0,
+    ) -> None:
         self._adapter = adapter
         self._preview = preview
+        self._may_speak = may_speak
         self._every = every
         self._renew = renew
         self._shown: Preview | None = None
@@ -147,16 +158,20 @@ class Progress:
             with contextlib.suppress(DeliveryError, TimeoutError):  # the mood is seen before the reply, also a fast one
                 await asyncio.wait_for(self._show(self._adapter), self._LAST_S)
 
-    async def _show(self, adapter: Adapter) -> None:
+    async def _show(self, adapter: Adapter) -> bool:
+        """False when a human took over, so that nothing more may be shown."""
         self._changed.clear()
         preview = self._preview
+        if preview.text and not await self._may_speak():
+            log.info("preview ended, a human took over")
+            return False
         await adapter.preview(preview)
         self._shown = preview
+        return True
 
     async def _run(self, adapter: Adapter) -> None:
         try:
-            while True:
-                await self._show(adapter)
+            while await self._show(adapter):
                 await asyncio.sleep(self._every)
                 await self._until_changed()
         except DeliveryError as error:

@@ -152,10 +152,14 @@ class Sentiment:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What the customer may see before the reply is stored: that we work on it, the mood, the text so far."""
+    """What the customer may see before the reply is stored: that we work on it, the mood, the text so far.
+
+    `number` is the same for every preview of one reply, and another for each reply; never 0.
+    """
 
     address: Address
     customer_id: str
+    number: int
     reply_to: str = ""
     sentiment: Sentiment | None = None
     text: str = ""

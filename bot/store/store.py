@@ -294,6 +294,10 @@ class Store:
         pending = select(OutboundRow.id).filter_by(escalation_id=escalation_id, state=OutboundState.PENDING)
         return session.scalar(pending) is not None
 
+    def owner(self, conversation_id: int) -> Owner:
+        with self._begin() as session:
+            return Owner(session.get_one(ConversationRow, conversation_id).owner)
+
     def change_owner(self, conversation_id: int, event: OwnerEvent) -> Owner:
         """Apply an ownership event; a release also resolves the open escalation."""
         with self._begin() as session:

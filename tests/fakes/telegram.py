@@ -101,6 +101,7 @@ class FakeTelegram(Chats):
             "sendMessage": self.send_message,
             "editMessageText": self.edit_message_text,
             "sendChatAction": self.send_chat_action,
+            "sendMessageDraft": self.send_message_draft,
             "getChat": self.get_chat,
             "getChatMember": self.get_chat_member,
         }

@@ -55,6 +55,7 @@ class Chats:
         self.chats: dict[int, Chat] = {}
         self.blocked: set[int] = set()
         self.actions: list[tuple[int, int | None, str]] = []
+        self.drafts: list[tuple[int, int, str]] = []
         self.commands: dict[str, list[Params]] = {}
         self._sent: list[Sent] = []
         self._message_ids = itertools.count(1)
@@ -93,6 +94,15 @@ class Chats:
     def send_chat_action(self, params: Params) -> bool:
         chat = self._writable(params)
         self.actions.append((chat.id, params.get("message_thread_id"), params["action"]))
+        return True
+
+    def send_message_draft(self, params: Params) -> bool:
+        chat = self._writable(params)
+        if chat.kind != "private":
+            raise Refused(400, "Bad Request: message drafts can be sent only to private chats")
+        if not params["draft_id"]:
+            raise Refused(400, "Bad Request: draft_id must be non-zero")
+        self.drafts.append((chat.id, params["draft_id"], _checked(params["text"])))
         return True
 
     def set_my_commands(self, params: Params) -> bool:

@@ -26,7 +26,7 @@ from bot.store.database import Writer
 from bot.store.jobs import JobKind
 from bot.store.reader import Reader
 from bot.store.store import Clock, Store, utc_now
-from engine.types import Speaker, Turn
+from engine.types import OnText, Reply, Speaker, StopReason, TextRole, Turn
 from tests.conftest import AGENTS, inbound, until
 from tests.fakes.adapter import RecordingAdapter
 from tests.fakes.engine import ScriptedEngine
@@ -187,6 +187,38 @@ async def test_the_mood_is_previewed_before_the_text(house: House) -> None:
     await house.hears("awful")
     first_mood = next(index for index, each in enumerate(house.telegram.previews) if each.sentiment)
     assert not any(each.text for each in house.telegram.previews[:first_mood])
+
+
+async def test_every_preview_of_a_reply_has_its_number_and_no_other_reply_has(house: House) -> None:
+    await house.hears("one", event="1")
+    await house.hears("two", event="2")
+    numbers = [each.number for each in house.telegram.previews]
+    assert 0 not in numbers
+    assert len(set(numbers)) == 2
+    assert numbers == sorted(numbers)
+
+
+async def test_words_are_previewed_until_a_human_claims_the_conversation_and_never_after(house: House) -> None:
+    shown, claimed = asyncio.Event(), asyncio.Event()
+
+    async def write(role: TextRole, turns: object, on_text: OnText, conversation: str) -> Reply:
+        on_text("Hel")
+        await shown.wait()
+        await claimed.wait()
+        on_text("Hello")
+        await asyncio.sleep(0.3)
+        return Reply("Hello", 2, StopReason.END, 0.01, 0.02)
+
+    house.engine.write = write  # type: ignore[assignment]  # one that stops in the middle
+    await house.intake.receive(inbound("hi"))
+    await until(lambda: any(each.text == "Hel" for each in house.telegram.previews))
+    shown.set()
+    await house.writer(house.store.change_owner, 1, OwnerEvent.CLAIM)
+    claimed.set()
+    await house.idle()
+    assert {each.text for each in house.telegram.previews} == {"", "Hel"}
+    assert house.telegram.said() == []
+    assert house.outcomes() == [Outcome.SILENT]
 
 
 async def test_an_empty_answer_becomes_an_offer_to_call_a_person(house: House) -> None:

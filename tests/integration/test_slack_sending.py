@@ -209,7 +209,7 @@ def test_a_text_is_cut_by_its_length_after_escaping() -> None:
 
 
 async def test_a_preview_asks_nothing_of_slack(slack: FakeSlack, adapter: SlackAdapter) -> None:
-    await adapter.preview(Preview(Address(Platform.SLACK, "T0FAKE", "DU1"), "U1", text="hel"))
+    await adapter.preview(Preview(Address(Platform.SLACK, "T0FAKE", "DU1"), "U1", 1, text="hel"))
     assert not slack.calls
 
 

@@ -175,16 +175,16 @@ async def test_a_flood_limit_warns_nobody_of_a_deprecation(
 async def test_typing_is_shown_in_the_topic(server: FakeTelegram, adapter: TelegramAdapter):
     server.add_group(GROUP)
     server.customer_writes(GROUP, "/help", is_topic_message=True, message_thread_id=5)
-    await adapter.preview(Preview(Address(Platform.TELEGRAM, BOT, str(GROUP), "5"), "1"))
+    await adapter.preview(Preview(Address(Platform.TELEGRAM, BOT, str(GROUP), "5"), "1", 3, text="so far"))
     assert server.actions == [(GROUP, 5, "typing")]
 
 
 async def test_typing_is_not_renewed_while_it_shows_nor_kept_back_after_a_reply(
     server: FakeTelegram, adapter: TelegramAdapter, chat: int, monkeypatch: pytest.MonkeyPatch
 ):
-    preview = Preview(reply().address, str(CHAT))
-    for text in ("", "good", "good morning"):
-        await adapter.preview(Preview(preview.address, str(CHAT), text=text))
+    preview = Preview(reply().address, str(CHAT), 3)
+    for _ in range(3):
+        await adapter.preview(preview)
     assert len(server.actions) == 1
     await adapter.send(reply())
     await adapter.preview(preview)
@@ -197,4 +197,57 @@ async def test_typing_is_not_renewed_while_it_shows_nor_kept_back_after_a_reply(
 async def test_a_failed_typing_is_a_delivery_error(server: FakeTelegram, adapter: TelegramAdapter, chat: int):
     server.blocked.add(chat)
     with pytest.raises(Undeliverable, match="blocked"):
-        await adapter.preview(Preview(reply().address, str(CHAT)))
+        await adapter.preview(Preview(reply().address, str(CHAT), 3))
+
+
+# -- drafts ----------------------------------------------------------------------------------------
+
+
+def so_far(text: str, number: int = 3) -> Preview:
+    return Preview(reply().address, str(CHAT), number, text=text)
+
+
+async def test_in_a_private_chat_the_reply_grows_in_a_draft_before_it_is_sent(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(telegram, "DRAFT_S", 0.0)
+    for text in ("", " ", "good", "good morning"):
+        await adapter.preview(so_far(text))
+    assert server.drafts == [(chat, 3, "good"), (chat, 3, "good morning")]
+    assert len(server.actions) == 1
+    assert server.sent(chat) == []
+    await adapter.send(reply())
+    assert server.texts(chat) == ["good morning"]
+
+
+async def test_drafts_of_one_chat_keep_their_distance_and_another_chat_does_not_wait(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int, monkeypatch: pytest.MonkeyPatch
+):
+    other = CHAT + 1
+    server.customer_writes(other, "hello")
+    for text in ("a", "ab", "abc"):
+        await adapter.preview(so_far(text))
+    await adapter.preview(Preview(reply(chat=other).address, str(other), 4, text="x"))
+    assert server.drafts == [(chat, 3, "a"), (other, 4, "x")]
+    await asyncio.sleep(telegram.DRAFT_S)
+    await adapter.preview(so_far("abcd"))
+    assert server.drafts[-1] == (chat, 3, "abcd")
+
+
+async def test_a_draft_is_never_too_long_nor_torn_inside_a_character(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int
+):
+    await adapter.preview(so_far("😀" * 3000 + "\ud83d"))
+    ((_, _, text),) = server.drafts
+    assert text == "😀" * 2048
+
+
+async def test_a_flood_limit_on_a_draft_is_a_delivery_error_and_no_message(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int
+):
+    server.fail("sendMessageDraft", Fault(429, retry_after=7))
+    with pytest.raises(RetryLater):
+        await adapter.preview(so_far("good"))
+    assert server.count("sendMessageDraft") == 1
+    await adapter.send(reply())
+    assert server.texts(chat) == ["good morning"]
