@@ -33,6 +33,7 @@ from telegram.request import HTTPXRequest
 from adapters.telegram_updates import COMMANDS, GROUPS, find_here, to_inbound
 from adapters.text import split, utf16_length
 from bot.errors import (
+    ChatMoved,
     ConfigError,
     DatabaseUnavailable,
     DeliveryError,
@@ -106,7 +107,7 @@ class TelegramAdapter:
             await self._bot.shutdown()
 
     async def send(self, message: OutboundMessage) -> Delivery:
-        """Send once, plain text. Raises RetryLater, OutcomeUnknown, Undeliverable."""
+        """Send once, plain text. Raises RetryLater, ChatMoved, OutcomeUnknown, Undeliverable."""
         self._typing.pop(message.address, None)  # a new message ends "typing" on the customer's screen
         send = self._edit if message.edits else self._post
         return Delivery(await self._once(send(message)))
@@ -277,7 +278,7 @@ def _delivery_error(error: TelegramError) -> DeliveryError:
     if isinstance(error, RetryAfter):
         return RetryLater(words, _delay(error))
     if isinstance(error, ChatMigrated):
-        return Undeliverable(f"the group became a supergroup, its id is {error.new_chat_id} now")
+        return ChatMoved(f"the group became a supergroup, its id is {error.new_chat_id} now", str(error.new_chat_id))
     if isinstance(error, Forbidden | BadRequest | InvalidToken):
         return Undeliverable(words)
     return RetryLater(words) if _left_nothing(error) else OutcomeUnknown(words)

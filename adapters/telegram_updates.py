@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from bot.messages import Address, Customer, Dropped, Edited, Event, InboundKind, InboundMessage, Platform
+from bot.messages import Address, Customer, Dropped, Edited, Event, InboundKind, InboundMessage, Moved, Platform
 
 COMMANDS: Mapping[str | None, Mapping[str, str]] = {
     None: {"start": "Say hello", "help": "What I can do", "human": "Talk to a person"},
@@ -36,6 +36,9 @@ def to_inbound(update: object, account: str, bot_username: str) -> Event:
     """
     edited = isinstance(update, Mapping) and _EDITED in update
     cursor, message = _whole(update, "update_id"), _table(update, _EDITED if edited else "message")
+    old, new = _whole(_table(message, "chat"), "id"), _whole(message, "migrate_to_chat_id")
+    if cursor is not None and old is not None and new is not None:
+        return Moved(Platform.TELEGRAM, account, str(old), str(new), cursor)
     reason = _unusable(update, message) or ("" if edited else _not_for_us(message, account, bot_username))
     if reason:
         return Dropped(Platform.TELEGRAM, account, reason, cursor=cursor)

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import structlog
 
-from bot.errors import DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
+from bot.errors import ChatMoved, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.escalate import CardWriter
-from bot.messages import Adapter, Delivery, OutboundMessage, Platform, Preview
+from bot.messages import Adapter, Delivery, Moved, OutboundMessage, Platform, Preview
 from bot.metrics import Metrics
 from bot.store.database import Writer
 from bot.store.jobs import Claim
@@ -60,6 +60,8 @@ class Deliverer:
         with structlog.contextvars.bound_contextvars(outbound=message.id, platform=message.address.platform):
             try:
                 delivery = await self._send(sending)
+            except ChatMoved as error:
+                await self._follow(claim, message, error)
             except RetryLater as error:
                 await self._wait(claim, sending, error)
             except OutcomeUnknown as error:
@@ -100,6 +102,13 @@ class Deliverer:
         await self._writer(self._store.postpone, claim, delay, str(error), unknown=False)
         self._count(sending.message, "postponed")
         log.warning("will be sent later", seconds=delay.total_seconds(), error=str(error))
+
+    async def _follow(self, claim: Claim, message: OutboundMessage, error: ChatMoved) -> None:
+        address = message.address
+        await self._writer(self._store.move, Moved(address.platform, address.account, address.chat, error.chat))
+        await self._writer(self._store.postpone, claim, self._backoff(1), str(error), unknown=False)
+        self._count(message, "postponed")
+        log.warning("the chat has a new id: change it in config.toml where it stands there", to=error.chat)
 
     async def _doubt(self, claim: Claim, message: OutboundMessage, error: OutcomeUnknown) -> None:
         await self._writer(self._store.postpone, claim, self._backoff(claim.attempt), str(error), unknown=True)

@@ -70,6 +70,14 @@ class RetryLater(DeliveryError):
         self.after = after
 
 
+class ChatMoved(DeliveryError):
+    """The platform took nothing, because the chat has a new id, which is `chat`."""
+
+    def __init__(self, message: str, chat: str) -> None:
+        super().__init__(message)
+        self.chat = chat
+
+
 class OutcomeUnknown(DeliveryError):
     """The request left, the answer did not come: the platform may or may not have the message."""
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from bot.errors import Stopping
-from bot.messages import Address, Dropped, Edited, Event, InboundKind, InboundMessage, Platform, Receipt
+from bot.messages import Address, Dropped, Edited, Event, InboundKind, InboundMessage, Moved, Platform, Receipt
 from bot.metrics import Metrics
 from bot.store.database import Writer
 from bot.store.store import Store
@@ -66,6 +66,8 @@ class Intake:
             return await self._drop(event)
         if isinstance(event, Edited):
             return await self._edit(event)
+        if isinstance(event, Moved):
+            return await self._move(event)
         message = self._cleaned(event)
         if reason := self._unwanted(message):
             address = event.address
@@ -103,6 +105,11 @@ class Intake:
         if edited.receipt is Receipt.ACCEPTED:
             self._on_accepted()
         return edited.receipt
+
+    async def _move(self, event: Moved) -> Receipt:
+        await self._writer(self._store.move, event)
+        log.info("a chat has a new id", platform=event.platform, chat=event.chat, to=event.to)
+        return Receipt.ACCEPTED
 
     async def _drop(self, event: Dropped) -> Receipt:
         await self._writer(self._store.drop, event)

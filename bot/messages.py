@@ -80,6 +80,17 @@ class Edited:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The chat `chat` goes on under the id `to`."""
+
+    platform: Platform
+    account: str
+    chat: str
+    to: str
+    cursor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """An event that is not for us (a bot's message, an unknown update type). It still moves the cursor.
 
@@ -93,7 +104,7 @@ class Dropped:
     cursor: int | None = None
 
 
-Event = InboundMessage | Edited | Dropped
+Event = InboundMessage | Edited | Moved | Dropped
 
 
 class Receipt(StrEnum):
@@ -209,7 +220,7 @@ class Adapter(Protocol):
         ...
 
     async def send(self, message: OutboundMessage) -> Delivery:
-        """Send once, without retrying. Raises RetryLater, OutcomeUnknown, Undeliverable."""
+        """Send once, without retrying. Raises RetryLater, ChatMoved, OutcomeUnknown, Undeliverable."""
         ...
 
     async def preview(self, preview: Preview) -> None:

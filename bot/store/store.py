@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from bot.conversation import Author, Call, Outcome, Owner, OwnerEvent, Reason, next_owner
@@ -18,6 +18,7 @@ from bot.messages import (
     Edited,
     InboundKind,
     InboundMessage,
+    Moved,
     OutboundKind,
     OutboundMessage,
     Platform,
@@ -101,6 +102,20 @@ class Store:
             if called is not None:
                 self._show_card(session, called)
             return Accepted(Receipt.ACCEPTED, note.id, row.conversation_id)
+
+    def move(self, event: Moved) -> None:
+        """Conversations of a chat, and what is still to be sent there, go on under its new id."""
+        open_states = (OutboundState.PENDING, OutboundState.SENDING, OutboundState.UNKNOWN)
+        with self._begin() as session:
+            self._advance(session, event.platform, event.account, event.cursor)
+            here = select(ConversationRow).filter_by(platform=event.platform, chat=event.chat)
+            for row in session.scalars(here).all():
+                place = {"account": row.account, "thread": row.thread, "customer_id": row.customer_id}
+                there = select(ConversationRow.id).filter_by(platform=event.platform, chat=event.to, **place)
+                if session.scalar(there) is None:  # who wrote there already goes on there
+                    row.chat = event.to
+            waiting = update(OutboundRow).filter_by(platform=event.platform, chat=event.chat)
+            session.execute(waiting.where(OutboundRow.state.in_(open_states)).values(chat=event.to))
 
     def drop(self, event: Dropped) -> None:
         """Only the cursor moves."""

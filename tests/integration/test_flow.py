@@ -16,7 +16,7 @@ from bot.catalogue import say
 from bot.config import Settings
 from bot.conversation import Outcome, OwnerEvent
 from bot.deliver import Deliverer
-from bot.errors import OutcomeUnknown, RetryLater, Stopping, Undeliverable
+from bot.errors import ChatMoved, OutcomeUnknown, RetryLater, Stopping, Undeliverable
 from bot.escalate import CardWriter
 from bot.intake import Intake
 from bot.messages import Address, Dropped, Edited, InboundKind, OutboundKind, Platform, Receipt
@@ -352,6 +352,18 @@ async def test_a_platform_that_was_switched_off_meanwhile_ends_with_a_human(engi
         await house.hears("hello")
     house.writer.close()
     assert Address(Platform.SLACK, "T1", "C0AGENTS") in {card.address for card in house.slack.sent}
+
+
+async def test_a_message_to_a_chat_that_moved_follows_it(house: House) -> None:
+    house.telegram.plan = [ChatMoved("it is a supergroup now", "-1005")]
+    await house.hears("hello", chat="-5")
+    assert [(each.text, each.address.chat) for each in house.telegram.sent] == [("answer to: hello", "-1005")]
+    await house.hears("and?", event="2", chat="-1005")
+    assert house.engine.asked[-1][1] == (
+        Turn(Speaker.USER, "hello"),
+        Turn(Speaker.ASSISTANT, "answer to: hello"),
+        Turn(Speaker.USER, "and?"),
+    )
 
 
 # -- edits -----------------------------------------------------------------------------------------

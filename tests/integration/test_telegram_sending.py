@@ -9,7 +9,7 @@ import pytest
 
 from adapters import telegram
 from adapters.telegram import TelegramAdapter
-from bot.errors import DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
+from bot.errors import ChatMoved, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.messages import Address, OutboundKind, OutboundMessage, Platform, Preview
 from tests.fakes.telegram import TOKEN, FakeTelegram, Fault
 
@@ -104,7 +104,7 @@ def test_parts_are_measured_as_telegram_measures(adapter: TelegramAdapter):
     [
         (Fault(403, "Forbidden: bot was blocked by the user"), Undeliverable, "bot was blocked by the user"),
         (Fault(400, "Bad Request: chat not found"), Undeliverable, "chat not found"),
-        (Fault(400, "Bad Request: up", parameters={"migrate_to_chat_id": -1009}), Undeliverable, "its id is -1009 now"),
+        (Fault(400, "Bad Request: up", parameters={"migrate_to_chat_id": -1009}), ChatMoved, "its id is -1009 now"),
         (Fault(401, "Unauthorized"), Undeliverable, "refused the bot's token"),
         (Fault(429, "Too Many Requests", retry_after=7), RetryLater, "Flood control"),
         (Fault(429, "Too Many Requests"), RetryLater, "Too Many Requests"),

@@ -15,6 +15,7 @@ from bot.messages import (
     Edited,
     InboundKind,
     InboundMessage,
+    Moved,
     OutboundKind,
     Platform,
     Receipt,
@@ -417,3 +418,37 @@ def test_a_picture_whose_caption_is_edited_in_time_is_read_as_words(store: Store
     store.edit(edited("is this the blue one?"))
     (line,) = store.waiting(claimed(store)).lines
     assert (line.kind, line.text) == (InboundKind.TEXT, "is this the blue one?")
+
+
+# -- chats that move -------------------------------------------------------------------------------
+
+
+def test_a_chat_that_moves_takes_its_history_and_what_is_to_be_sent_along(store: Store, engine: Engine) -> None:
+    store.accept(inbound("one", event="1", chat="-5"))
+    answered(store, claimed(store), "answer")
+    store.move(Moved(Platform.TELEGRAM, "1", "-5", "-1005", cursor=8))
+    assert store.cursor(Platform.TELEGRAM, "1") == 8
+    assert begun(store)[1].message.address.chat == "-1005"
+    store.accept(inbound("two", event="2", chat="-1005"))
+    waiting = store.waiting(claimed(store))
+    assert [line.text for line in (*waiting.history, *waiting.lines)] == ["one", "answer", "two"]
+    assert Reader(engine).history(inbound(chat="-5").address, "c1") == []
+
+
+def test_who_wrote_at_the_new_place_already_goes_on_there(store: Store) -> None:
+    store.accept(inbound("old", event="1", chat="-5"))
+    store.accept(inbound("new", event="2", chat="-1005"))
+    store.accept(inbound("another", event="3", chat="-5", customer="c2"))
+    store.move(Moved(Platform.TELEGRAM, "1", "-5", "-1005"))
+    places = {
+        waiting.lines[0].text: waiting.conversation.address.chat
+        for waiting in (store.waiting(claimed(store)) for _ in range(3))
+    }
+    assert places == {"old": "-5", "new": "-1005", "another": "-1005"}
+
+
+def test_other_chats_and_platforms_stay_where_they_are(store: Store) -> None:
+    store.accept(inbound("hello", chat="-6"))
+    store.move(Moved(Platform.TELEGRAM, "1", "-5", "-1005"))
+    store.move(Moved(Platform.SLACK, "1", "-6", "-1006"))
+    assert store.waiting(claimed(store)).conversation.address.chat == "-6"

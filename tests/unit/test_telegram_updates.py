@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.telegram_updates import find_here, to_inbound
-from bot.messages import Address, Customer, Dropped, Edited, InboundKind, InboundMessage, Platform
+from bot.messages import Address, Customer, Dropped, Edited, InboundKind, InboundMessage, Moved, Platform
 
 ACCOUNT, USERNAME = "4242", "Shop_Bot"
 WANG = {"id": 7, "is_bot": False, "first_name": "芳", "last_name": "王", "language_code": "zh-hans"}
@@ -189,6 +189,15 @@ def test_the_new_caption_of_a_picture_is_an_edit():
     )
     assert isinstance(edit, Edited)
     assert edit.text == "broken"
+
+
+def test_a_group_that_becomes_a_supergroup_moves():
+    bot = {"id": 1087968824, "is_bot": True, "first_name": "Group"}
+    service = {**message({"id": -5, "type": "group"}, migrate_to_chat_id=-1005), "from": bot}
+    assert to_inbound({"update_id": 900, "message": service}, ACCOUNT, USERNAME) == Moved(
+        Platform.TELEGRAM, ACCOUNT, "-5", "-1005", 900
+    )
+    assert reason({"id": -1005, "type": "supergroup"}, migrate_from_chat_id=-5) == "service message"
 
 
 # -- what is not for us ----------------------------------------------------------------------------
