@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bot.messages import Address, Customer, Dropped, Edited, Event, InboundKind, InboundMessage, Platform
+from adapters.text import as_command
+from bot.messages import MARKS, Address, Customer, Dropped, Edited, Event, InboundKind, InboundMessage, Platform
 
 _KEPT_SUBTYPES = ("", None, "file_share", "thread_broadcast")  # the last: a reply in a thread, also shown in the chat
-_COMMANDS = ("!help", "!human")  # Slack keeps "/help" to itself unless the manifest declares it
 _MEDIA = {"image": "photo", "audio": "voice", "video": "video"}
 _MARKUP = re.compile(r"<([^<>]*)>")
 _ENTITY = re.compile("&(amp|lt|gt);")
@@ -78,8 +78,8 @@ def _is_direct(event: Mapping[str, Any]) -> bool:
 def _words(event: Mapping[str, Any], bot_user_id: str) -> tuple[InboundKind, str]:
     said = event.get("text")
     words = plain(said, bot_user_id) if isinstance(said, str) else ""
-    if words.lower() in _COMMANDS:
-        return InboundKind.COMMAND, words[1:].lower()
+    if command := as_command(words, MARKS[Platform.SLACK]):
+        return InboundKind.COMMAND, command
     if not words and (media := _media(event)):
         return InboundKind.MEDIA, media
     return InboundKind.TEXT, words

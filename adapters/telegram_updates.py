@@ -5,11 +5,35 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from bot.messages import Address, Customer, Dropped, Edited, Event, InboundKind, InboundMessage, Moved, Platform
+from bot.messages import (
+    MAX_ARGUMENT,
+    WITH_ARGUMENT,
+    Address,
+    Customer,
+    Dropped,
+    Edited,
+    Event,
+    InboundKind,
+    InboundMessage,
+    Moved,
+    Platform,
+)
 
 COMMANDS: Mapping[str | None, Mapping[str, str]] = {
-    None: {"start": "Say hello", "help": "What I can do", "human": "Talk to a person"},
-    "zh": {"start": "打个招呼", "help": "我能做什么", "human": "转人工"},
+    None: {
+        "start": "Say hello",
+        "help": "What I can do",
+        "human": "Talk to a person",
+        "language": "Choose a language",
+        "status": "Who is answering me?",
+    },
+    "zh": {
+        "start": "打个招呼",
+        "help": "我能做什么",
+        "human": "转人工",
+        "language": "选择语言",
+        "status": "现在谁在回复我？",
+    },
 }
 """The menu, by language code; None is for every other language."""
 _HERE = "here"
@@ -102,7 +126,8 @@ def _not_for_us(message: Mapping[str, object], account: str, username: str) -> s
 def _content(message: Mapping[str, object]) -> tuple[InboundKind, str]:
     name, _ = _command(message)
     if name in COMMANDS[None]:
-        return InboundKind.COMMAND, name
+        argument = _string(message, "text").partition(" ")[2].strip()[:MAX_ARGUMENT] if name in WITH_ARGUMENT else ""
+        return InboundKind.COMMAND, f"{name} {argument}".strip()
     words = _string(message, "text") or _string(message, "caption")
     if words:
         return InboundKind.TEXT, words

@@ -1,4 +1,4 @@
-"""Cutting a text into parts that a platform takes."""
+"""Texts of every platform: cut into parts that it takes, and read as commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable
+
+from bot.messages import COMMANDS, MAX_ARGUMENT, WITH_ARGUMENT
 
 _ZWJ = "\u200d"
 _BREAKS = (
@@ -86,3 +88,12 @@ def _odd_flags(text: str, cut: int) -> bool:
     while start and _is_flag(text[start - 1]):
         start -= 1
     return (cut - start) % 2 == 1
+
+
+def as_command(words: str, mark: str) -> str:
+    """The command that a text is, and its argument where it takes one, without the mark; "" when it is none."""
+    name, _, argument = words.strip().removeprefix(mark).partition(" ")
+    name, argument = name.lower(), argument.strip()[:MAX_ARGUMENT]
+    if not words.strip().startswith(mark) or name not in COMMANDS or (argument and name not in WITH_ARGUMENT):
+        return ""
+    return f"{name} {argument}".strip()

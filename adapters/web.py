@@ -20,8 +20,10 @@ from gradio.themes import Default
 from starlette.applications import Starlette
 
 from adapters.local import LocalAdapter
+from adapters.text import as_command
 from bot.errors import DatabaseUnavailable
 from bot.messages import (
+    MARKS,
     Address,
     Customer,
     Delivery,
@@ -42,7 +44,6 @@ STALE_S = 10.0
 MAX_CHARS = 4_000
 """What the page lets a visitor type; limits.max_text_chars holds for what comes another way."""
 
-_COMMANDS = ("/start", "/help", "/human")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # what secrets.token_urlsafe(32) makes
 
 Bubble = dict[str, Any]
@@ -98,12 +99,12 @@ class WebAdapter(LocalAdapter):
     async def hear(self, visitor: str, text: str, language: str) -> None:
         """A visitor says something. Raises DatabaseUnavailable: it was not stored."""
         words = text.strip()
-        command = words.lower() in _COMMANDS
+        command = as_command(words, MARKS[self.platform])
         message = InboundMessage(
             _place(visitor),
             Customer(visitor, language=language),
             secrets.token_hex(16),
-            words.lower()[1:] if command else words,
+            command or words,
             InboundKind.COMMAND if command else InboundKind.TEXT,
         )
         inbox = await self.inbox()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from bot.catalogue import language_of, say
+from bot.catalogue import language_of, languages, say
 from bot.conversation import Author, Call, Line, Outcome, Owner, Reason
 from bot.deliver import Progress
 from bot.errors import EngineError
-from bot.messages import Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
+from bot.messages import MARKS, Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
 from bot.metrics import Metrics
 from bot.policy import Decision, Heard, Limits, decide, needs_model, shed
 from bot.store.database import Writer
@@ -93,7 +93,9 @@ class Attendant:
         heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
         decision = decide(heard, waiting.conversation.owner, self._manners.keywords)
         verdicts = _verdicts(heard, decision.call, Outcome.ANSWERED)
-        return Settlement(verdicts, tuple(self._says(waiting, decision, reply)), decision.call)
+        if decision.language:
+            waiting = _speaking(waiting, decision.language)
+        return Settlement(verdicts, tuple(self._says(waiting, decision, reply)), decision.call, decision.language)
 
     def _shed(self, waiting: Waiting) -> Settlement:
         owner, keywords = waiting.conversation.owner, self._manners.keywords
@@ -118,8 +120,12 @@ class Attendant:
     def _notice(self, key: str, waiting: Waiting) -> Say:
         newest = waiting.lines[-1]
         words = newest.text if newest.kind is InboundKind.TEXT else ""
-        language = language_of(words, waiting.conversation.customer.language)
-        return Say(OutboundKind.NOTICE, (say(key, language, shop=self._manners.shop),), newest.reply_to)
+        conversation = waiting.conversation
+        language = conversation.customer.chosen or language_of(words, conversation.customer.language)
+        mark = MARKS[conversation.address.platform]
+        choices = ", ".join(f"{mark}language {code} ({each.name})" for code, each in languages().items())
+        text = say(key, language, shop=self._manners.shop, choices=choices)
+        return Say(OutboundKind.NOTICE, (text,), newest.reply_to)
 
     # -- what the model says ---------------------------------------------------------------------
 
@@ -169,6 +175,13 @@ class Attendant:
         if settlement.call is not None:
             log.info("human called", reason=settlement.call.reason, message=settlement.call.message_id)
         self._on_settled()
+
+
+def _speaking(waiting: Waiting, language: str) -> Waiting:
+    conversation = waiting.conversation
+    return replace(
+        waiting, conversation=replace(conversation, customer=replace(conversation.customer, chosen=language))
+    )
 
 
 def to_turns(lines: Sequence[Line]) -> list[Turn]:

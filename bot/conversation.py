@@ -61,12 +61,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One customer on one chat."""
+    """One customer on one chat. `origin` is what a link to us carried, `unreachable` why nothing arrives, if so."""
 
     id: int
     address: Address
     customer: Customer
     owner: Owner
+    origin: str = ""
+    unreachable: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,9 @@ def _hidden(text: str, secrets: Sequence[str]) -> str:
 
 def _checks(settings: Settings) -> Iterator[Check]:
     yield from (Check("tokens", False, sentence) for sentence in missing_tokens(settings))
-    yield _database(settings.database.url)
+    yield (stored := _database(settings.database.url))
+    if stored.ok:
+        yield from _reach(settings.database.url)
     yield _model(settings.engine.model, settings.engine.revision)
     yield _precision(settings.engine.model, settings.engine.revision, settings.engine.precision)
     yield from _telegram(settings)
@@ -71,6 +73,22 @@ def _database(url: str) -> Check:
     except FrontdeskError as error:
         return Check("database", False, f"{version}; {error}")
     return Check("database", True, f"{version}; {file}{', brought up to date at the next start' * pending}")
+
+
+def _reach(url: str) -> Iterator[Check]:
+    """Who cannot be written to any more: nothing that the owner could mend, so no cross."""
+    from bot.store.reader import Reader
+
+    if not database.file_of(url).exists() or database.pending_migrations(url):
+        return
+    engine = database.open_read_only(url)
+    try:
+        found = Reader(engine).unreachable()
+    finally:
+        engine.dispose()
+    if found:
+        reasons = "; ".join(f"{count} × {why}" for why, count in sorted(found.items(), key=lambda each: -each[1]))
+        yield Check("customers", True, f"out of reach until they write again: {reasons}")
 
 
 def _model(model: str, revision: str) -> Check:

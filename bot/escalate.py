@@ -26,6 +26,8 @@ class CardWriter:
             self._title(escalation, language),
             say("card_customer", language, name=customer.name or customer.id, id=customer.id * bool(customer.name)),
             say("card_place", language, place=_place(address)),
+            *([say("card_origin", language, origin=origin)] if (origin := escalation.conversation.origin) else []),
+            *([say("card_unreachable", language, why=why)] if (why := escalation.conversation.unreachable) else []),
             say("card_since", language, since=f"{escalation.opened_at:%Y-%m-%d %H:%M} UTC", times=escalation.times),
         ]
         if escalation.evidence is not None:

@@ -32,18 +32,27 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """The person who writes. `language` is the platform's code ("zh-hans", "en"), "" when unknown."""
+    """The person who writes. `language` is the platform's code ("zh-hans"), `chosen` their wish; "" when unknown."""
 
     id: str
     name: str = ""
     language: str = ""
+    chosen: str = ""
+
+
+COMMANDS = ("start", "help", "human", "language", "status")
+"""What a customer can ask of frontdesk itself, on every platform."""
+MARKS = {Platform.TELEGRAM: "/", Platform.SLACK: "!", Platform.WEB: "/", Platform.CONSOLE: "/"}
+"""What a command begins with. Slack keeps the slash to itself."""
+WITH_ARGUMENT = ("start", "language")
+MAX_ARGUMENT = 64
 
 
 class InboundKind(StrEnum):
     """What kind of thing was said."""
 
     TEXT = "text"  # words for the model
-    COMMAND = "command"  # text is the command's name, without slash or arguments
+    COMMAND = "command"  # text is the command's name, without its mark, and its argument where it takes one
     MEDIA = "media"  # a photo, voice note, sticker ... without words; text names the kind
     EDIT = "edit"  # what a message that was settled before says now; kept, not answered
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from bot.catalogue import languages
 from bot.conversation import Call, Line, Owner, Pace, Reason
 from bot.messages import InboundKind, Sentiment
 
@@ -36,12 +37,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do. `before` and `after` are keys of the catalogue, said around the model's answer."""
+    """What to do. `before` and `after` are keys of the catalogue, said around the model's answer.
+
+    `language` is the one that the customer chose now, "" for none.
+    """
 
     answer: bool
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     call: Call | None = None
+    language: str = ""
 
 
 def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str]) -> Decision:
@@ -49,9 +54,11 @@ def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str]) -> Dec
     if owner is Owner.HUMAN:
         return Decision(answer=False)
     call = _call(heard, keywords)
-    notices = [notice for each in heard if (notice := _notice(each.line)) is not None]
+    notices = [notice for each in heard if (notice := _notice(each.line, owner)) is not None]
     answer = needs_model([each.line for each in heard], keywords)
-    return Decision(answer, tuple(dict.fromkeys(notices)), _hand_over(call, owner), call)
+    chosen = [language for each in heard if (language := _chosen(each.line))]
+    before = tuple(dict.fromkeys(notices))
+    return Decision(answer, before, _hand_over(call, owner), call, chosen[-1] if chosen else "")
 
 
 def shed(lines: Sequence[Line], owner: Owner, keywords: Sequence[str], told: bool) -> Decision:
@@ -77,7 +84,7 @@ def asks_for_human(text: str, keywords: Sequence[str]) -> bool:
 def _call(heard: Sequence[Heard], keywords: Sequence[str]) -> Call | None:
     """The weightiest reason: who asked for a person gets one, else the angriest message is the evidence."""
     for each in reversed(heard):
-        if _is_command(each.line, HUMAN) or asks_for_human(_words(each.line), keywords):
+        if _command(each.line)[0] == HUMAN or asks_for_human(_words(each.line), keywords):
             return Call(Reason.ASKED, each.line.id, each.sentiment)
     negative = [(each.sentiment.negative, each) for each in heard if each.sentiment and each.sentiment.is_negative]
     if not negative:
@@ -95,20 +102,33 @@ def _hand_over(call: Call | None, owner: Owner) -> tuple[str, ...]:
     return ("human_already_called",) if call.reason is Reason.ASKED else ()
 
 
-def _notice(line: Line) -> str | None:
+def _notice(line: Line, owner: Owner) -> str | None:
     if line.kind is InboundKind.MEDIA:
         return "media"
-    if line.kind is InboundKind.COMMAND and line.text in ("start", "help"):
-        return line.text
+    match _command(line)[0]:
+        case "start" | "help" as name:
+            return name
+        case "status":
+            return "status_waiting" if owner is Owner.WAITING else "status_bot"
+        case "language":
+            return "language_set" if _chosen(line) else "language_which"
     return None
+
+
+def _chosen(line: Line) -> str:
+    """The language that a line chooses, "" where it chooses none that we have."""
+    name, argument = _command(line)
+    return argument if name == "language" and argument in languages() else ""
+
+
+def _command(line: Line) -> tuple[str, str]:
+    """Name and argument, both "" where the line is no command."""
+    name, _, argument = line.text.partition(" ") if line.kind is InboundKind.COMMAND else ("", "", "")
+    return name, argument.strip().lower()
 
 
 def _only_calls(line: Line, keywords: Sequence[str]) -> bool:
     return _words(line).strip(" \t\n.,!?。，！？~～").casefold() in {keyword.casefold() for keyword in keywords}
-
-
-def _is_command(line: Line, name: str) -> bool:
-    return line.kind is InboundKind.COMMAND and line.text == name
 
 
 def _words(line: Line) -> str:

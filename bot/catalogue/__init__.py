@@ -1,7 +1,7 @@
 """The fixed sentences, one file per language: a new language is a new file here.
 
-A file holds `letters`, a regular expression of the letters that give the language away, and `[sentences]`. `{name}`
-is a field; a part in [square brackets] is left out when a field in it is empty.
+A file holds `name`, as its speakers call the language, `letters`, a regular expression of the letters that give it
+away, and `[sentences]`. `{name}` is a field; a part in [square brackets] is left out when a field in it is empty.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ DEFAULT = "en"
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """One file: the letters it is recognised by, and its sentences by key."""
+    """One file: its name, the letters it is recognised by, and its sentences by key."""
 
+    name: str
     letters: re.Pattern[str]
     sentences: dict[str, str]
 
@@ -54,7 +55,7 @@ def language_of(text: str, code: str) -> str:
 
 def _read(file: Path) -> Language:
     document = tomllib.loads(file.read_text(encoding="utf-8"))
-    return Language(re.compile(document["letters"]), document["sentences"])
+    return Language(document["name"], re.compile(document["letters"]), document["sentences"])
 
 
 def _kept(part: str, fields: dict[str, object]) -> str:

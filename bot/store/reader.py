@@ -54,6 +54,13 @@ class Reader:
             calls = select(func.count()).select_from(EscalationRow).where(EscalationRow.resolved_at.is_(None))
             return Load(jobs, max(0.0, waited), session.scalar(calls) or 0)
 
+    def unreachable(self) -> dict[str, int]:
+        """How many conversations nothing arrives in any more, by reason."""
+        with Session(self._engine) as session:
+            why = ConversationRow.unreachable
+            counted = select(why, func.count()).where(why != "").group_by(why)
+            return {str(reason): int(count) for reason, count in session.execute(counted)}
+
     def trace(self, message_id: int) -> Trace | None:
         """One customer message's way; None when there is no such message."""
         with Session(self._engine) as session:

@@ -76,9 +76,8 @@ def escalation(session: Session, row: EscalationRow) -> Escalation:
 def conversation(session: Session, conversation_id: int) -> Conversation:
     row = session.get_one(ConversationRow, conversation_id)
     customer = session.get_one(CustomerRow, row.customer_id)
-    return Conversation(
-        row.id, address(row), Customer(customer.external_id, customer.name, customer.language), Owner(row.owner)
-    )
+    who = Customer(customer.external_id, customer.name, customer.language, customer.chosen)
+    return Conversation(row.id, address(row), who, Owner(row.owner), row.origin, row.unreachable)
 
 
 def pace(session: Session, conversation_id: int, since: datetime) -> Pace:

@@ -59,6 +59,7 @@ class CustomerRow(Base):
     external_id: Mapped[str]
     name: Mapped[str]
     language: Mapped[str]
+    chosen: Mapped[str] = mapped_column(server_default="", default="")
     created_at: Mapped[datetime]
 
 
@@ -77,6 +78,8 @@ class ConversationRow(Base):
     thread: Mapped[str]
     owner: Mapped[str]
     opened_at: Mapped[datetime]
+    origin: Mapped[str] = mapped_column(server_default="", default="")
+    unreachable: Mapped[str] = mapped_column(server_default="", default="")
 
 
 class MessageRow(Base):

@@ -68,6 +68,9 @@ class Store:
             if session.scalar(seen) is not None:
                 return Accepted(Receipt.DUPLICATE)
             conversation = self._find_or_open(session, message)
+            conversation.unreachable = ""  # who writes can be answered
+            if message.kind is InboundKind.COMMAND and message.text.startswith("start "):
+                conversation.origin = message.text.removeprefix("start ")
             row = self._line(conversation, Author.CUSTOMER, message.text, turn=0)
             row.event_id, row.kind, row.reply_to = message.event_id, message.kind, message.reply_to
             session.add(row)
@@ -240,6 +243,8 @@ class Store:
             return
         for say in settlement.says:
             self._say(session, conversation, say, turn)
+        if settlement.language:
+            session.get_one(CustomerRow, conversation.customer_id).chosen = settlement.language
         if settlement.call is not None:
             self._call_human(session, conversation, settlement.call)
 
@@ -390,6 +395,7 @@ class Store:
             jobs.bury(job, error)
             if row.kind != OutboundKind.CARD:
                 conversation = session.get_one(ConversationRow, row.conversation_id)
+                conversation.unreachable = error
                 self._call_human(session, conversation, Call(Reason.UNDELIVERED, row.message_id))
 
     # -- jobs ------------------------------------------------------------------------------------

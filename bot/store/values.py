@@ -60,11 +60,12 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """Everything an attend job produced; stored as a whole or not at all."""
+    """Everything an attend job produced; stored as a whole or not at all. `language` is what the customer chose now."""
 
     verdicts: tuple[Verdict, ...] = ()
     says: tuple[Say, ...] = ()
     call: Call | None = None
+    language: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -472,3 +472,37 @@ async def test_the_lists_say_who_is_answered(engine: Engine, limits: dict[str, o
         receipt = await house.hears("hello", chat="chat")
         assert receipt is (Receipt.ACCEPTED if let_in else Receipt.DROPPED)
         assert house.telegram.said() == (["answer to: hello"] if let_in else [])
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+async def test_a_chosen_language_holds_for_every_fixed_sentence_from_then_on_and_in_every_chat(house: House) -> None:
+    await house.hears("language en", kind=InboundKind.COMMAND, event="1")
+    await house.hears("太差了", event="2")
+    await house.hears("help", kind=InboundKind.COMMAND, event="3", chat="another")
+    notices = house.telegram.said(OutboundKind.NOTICE)
+    assert notices == [say("language_set", "en"), say("human_called", "en"), say("help", "en")]
+
+
+async def test_who_chooses_no_language_is_shown_which_there_are_in_the_platforms_own_way(house: House) -> None:
+    await house.hears("language", kind=InboundKind.COMMAND)
+    (said,) = house.telegram.said()
+    assert "/language zh (中文)" in said
+    assert "/language en (English)" in said
+
+
+async def test_what_a_link_carried_stands_on_the_card(house: House) -> None:
+    await house.hears("start flyer-7", kind=InboundKind.COMMAND, event="1")
+    await house.hears("人工", event="2")
+    assert say("card_origin", "zh", origin="flyer-7") in house.slack.sent[0].text
+
+
+async def test_why_a_customer_cannot_be_reached_stands_on_the_card_until_they_write_again(house: House) -> None:
+    house.telegram.plan = [Undeliverable("Forbidden: bot was blocked by the user")]
+    await house.hears("几点开门？", event="1")
+    assert "blocked by the user" in house.slack.sent[-1].text
+    assert house.reader.unreachable() == {"Forbidden: bot was blocked by the user": 1}
+    await house.hears("人工", event="2")
+    assert "blocked by the user" not in house.slack.sent[-1].text
+    assert house.reader.unreachable() == {}

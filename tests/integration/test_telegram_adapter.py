@@ -20,6 +20,7 @@ from bot.errors import (
     Stopping,
 )
 from bot.messages import (
+    COMMANDS,
     Address,
     Dropped,
     InboundKind,
@@ -355,8 +356,8 @@ async def test_the_menu_is_shown_in_both_languages(
     async with running(adapter, inbox):
         await until(lambda: bool(server.offsets))
     assert {code: [entry["command"] for entry in menu] for code, menu in server.commands.items()} == {
-        "": ["start", "help", "human"],
-        "zh": ["start", "help", "human"],
+        "": list(COMMANDS),
+        "zh": list(COMMANDS),
     }
 
 
@@ -366,7 +367,7 @@ async def test_only_updates_that_are_handled_are_asked_for(
     async with running(adapter, inbox):
         await until(lambda: bool(server.offsets))
     asked = [params for name, params in server.calls if name == "getUpdates"]
-    assert asked[0] == {"timeout": 2, "allowed_updates": ["message"]}
+    assert asked[0] == {"timeout": 2, "allowed_updates": ["message", "edited_message"]}
 
 
 async def test_sends_go_out_while_a_poll_is_open(server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox):

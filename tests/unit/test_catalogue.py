@@ -71,7 +71,7 @@ def test_the_messages_own_script_decides_then_the_platforms_code_then_english(te
 def test_a_third_language_is_a_file(tmp_path, monkeypatch: pytest.MonkeyPatch):
     for name, letters in {"de": "[A-Za-z]", "en": "[A-Za-z]", "ru": "[\u0400-\u04ff]"}.items():
         (tmp_path / f"{name}.toml").write_text(
-            f'letters = "{letters}"\n[sentences]\nhelp = "{name}!"', encoding="utf-8"
+            f'name = "{name}"\nletters = "{letters}"\n[sentences]\nhelp = "{name}!"', encoding="utf-8"
         )
     monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "__init__.py"))
     languages.cache_clear()

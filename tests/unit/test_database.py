@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from sqlalchemy import Engine, text
 
 from bot.errors import DatabaseUnavailable
@@ -28,6 +29,22 @@ def test_a_drifted_database_is_noticed(database_url: str) -> None:
     drift = "\n".join(schema_drift(database_url))
     assert "surplus" in drift
     assert "loose is not STRICT" in drift
+
+
+def test_an_older_database_is_brought_up_to_date_with_what_it_holds(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        command.upgrade(database._alembic(connection), "0001")
+        connection.execute(text("INSERT INTO customers VALUES (1, 'telegram', '1', '42', 'Li', 'zh', 0)"))
+        connection.execute(text("INSERT INTO conversations VALUES (1, 1, 'telegram', '1', '42', '', 'bot', 0)"))
+    engine.dispose()
+    database.upgrade(url)
+    engine = open_engine(url)
+    with engine.connect() as connection:
+        kept = connection.execute(text("SELECT name, chosen, owner, origin, unreachable FROM customers, conversations"))
+        assert kept.all() == [("Li", "", "bot", "", "")]
+    engine.dispose()
 
 
 def test_upgrading_twice_changes_nothing(database_url: str) -> None:

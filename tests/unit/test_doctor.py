@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +13,12 @@ from typer.testing import CliRunner, Result
 
 from bot.cli import app
 from bot.errors import FrontdeskError
-from bot.messages import Check
-from bot.store.database import driver, upgrade
+from bot.messages import Check, OutboundKind
+from bot.store.database import driver, open_engine, upgrade
+from bot.store.jobs import JobKind
+from bot.store.store import Store
+from bot.store.values import Say, Settlement
+from tests.conftest import inbound
 
 TOKEN = "canary-4711"
 WELL = '[engine]\nmodel = "bundled"\n[escalation]\nchannel = "console"\n'
@@ -57,6 +62,19 @@ def test_a_set_up_without_faults_has_only_ticks(config: Path):
     assert f"SQLite {driver().sqlite_version}" in result.output
     assert "bundled" in result.output
     assert "fp32: 8 bits would not make a model this small faster" in result.output
+
+
+def test_who_is_out_of_reach_is_told_and_is_no_fault(config: Path):
+    url = f"sqlite:///{config.parent / 'frontdesk.db'}"
+    upgrade(url)
+    store = Store(open_engine(url))
+    store.accept(inbound())
+    claim = store.claim(JobKind.ATTEND, timedelta(seconds=30))
+    store.finish(claim, Settlement(says=(Say(OutboundKind.NOTICE, ("hi",)),)))
+    store.bury_delivery(store.claim(JobKind.DELIVER, timedelta(seconds=30)), "bot was blocked by the user")
+    result = examine(config, WELL)
+    assert result.exit_code == 0, result.output
+    assert "out of reach until they write again: 1 × bot was blocked by the user" in result.output
 
 
 def test_a_precision_that_this_machine_lacks_is_a_cross(config: Path, monkeypatch: pytest.MonkeyPatch):

@@ -121,3 +121,28 @@ def test_who_writes_too_much_still_reaches_a_person(told: bool) -> None:
     assert decision.call is not None
     assert (decision.call.reason, decision.call.message_id) == (Reason.ASKED, 2)
     assert (decision.answer, decision.before, decision.after) == (False, (), ("human_called",))
+
+
+# -- what customers ask of us ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "owner", "notice", "language"),
+    [
+        ("help", Owner.BOT, "help", ""),
+        ("start flyer", Owner.BOT, "start", ""),
+        ("status", Owner.BOT, "status_bot", ""),
+        ("status", Owner.WAITING, "status_waiting", ""),
+        ("language", Owner.BOT, "language_which", ""),
+        ("language xx", Owner.BOT, "language_which", ""),
+        ("language ZH", Owner.BOT, "language_set", "zh"),
+    ],
+)
+def test_a_command_is_answered_with_its_sentence(text: str, owner: Owner, notice: str, language: str) -> None:
+    decision = decide([heard(text, kind=InboundKind.COMMAND)], owner, KEYWORDS)
+    assert (decision.answer, decision.before, decision.language) == (False, (notice,), language)
+
+
+def test_the_last_of_two_choices_counts() -> None:
+    lines = [heard(f"language {code}", kind=InboundKind.COMMAND, number=n) for n, code in enumerate(("zh", "en"))]
+    assert decide(lines, Owner.BOT, KEYWORDS).language == "en"

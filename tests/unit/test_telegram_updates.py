@@ -70,7 +70,11 @@ def test_the_same_message_number_in_two_chats_is_two_events():
     ("text", "name"),
     [
         ("/start", "start"),
-        ("/start from-the-website", "start"),
+        ("/start from-the-website", "start from-the-website"),
+        ("/start  ", "start"),
+        ("/start " + "x" * 100, "start " + "x" * 64),
+        ("/language@shop_bot  ZH", "language ZH"),
+        ("/status now", "status"),
         ("/help@shop_bot", "help"),
         ("/HUMAN", "human"),
         ("/human\nplease", "human"),

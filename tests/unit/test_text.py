@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.text import split, utf16_length
+from adapters.text import as_command, split, utf16_length
+from bot.messages import COMMANDS
 
 MIXED = st.text(st.one_of(st.characters(), st.sampled_from(" \n.!?。，！…\u200d\ufe0f\u0301😀👍\U0001f3fd🇨🇳\ud83d")))
 LIMITS = st.integers(2, 40)
@@ -103,3 +104,26 @@ def test_each_part_fits_and_none_is_empty(text: str, limit: int):
 def test_a_64_kilobyte_text_is_cut_at_once():
     parts = split("字" * 65_536, 4096, utf16_length)
     assert [len(part) for part in parts] == [4096] * 16
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("!help", "help"),
+        (" !Human ", "human"),
+        ("!language  ZH", "language ZH"),
+        ("!help me", ""),
+        ("help", ""),
+        ("!", ""),
+        ("!forge", ""),
+        ("what does !help do", ""),
+        ("!start " + "x" * 100, "start " + "x" * 64),
+    ],
+)
+def test_a_command_stands_alone_but_for_its_argument(words: str, command: str) -> None:
+    assert as_command(words, "!") == command
+
+
+@given(MIXED, st.sampled_from("!/"))
+def test_any_text_is_a_command_or_not(words: str, mark: str) -> None:
+    assert as_command(words, mark).partition(" ")[0] in ("", *COMMANDS)
