@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -58,6 +60,9 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
+UPDATES = ["message", "edited_message"]
+HEARTBEAT_S = 60.0
+"""Between two questions how the webhook fares."""
 POLL_S = 30
 """How long Telegram holds a poll open when there is nothing new."""
 SEND_S = 15.0
@@ -71,6 +76,8 @@ DRAFT_S = 0.35
 TYPING_S = 3.0
 """Telegram shows "typing" for five seconds: it is renewed after three, never sooner."""
 
+_PROOF = "x-telegram-bot-api-secret-token"
+"""The header that shows that a post comes from Telegram."""
 _REFUSED = (
     "Telegram refused the bot's token, it was revoked or mistyped: "
     "copy the current one from @BotFather into FRONTDESK_TELEGRAM_TOKEN"
@@ -84,27 +91,46 @@ for _name in ("httpx", "telegram.ext.ExtBot"):
 
 
 class TelegramAdapter:
-    """One bot. `api_url` is Telegram's, or a Bot API server of one's own."""
+    """One bot. `api_url` is Telegram's, or a Bot API server of one's own; `webhook` our address, "" for polling."""
 
     platform = Platform.TELEGRAM
     asks_first = False  # the Bot API has no way to look for a message
 
-    def __init__(self, token: str, api_url: str) -> None:
+    def __init__(self, token: str, api_url: str, webhook: str = "") -> None:
         self._bot = _Bot.at(token, api_url)
+        self._webhook, self._secret = webhook, secrets.token_urlsafe(32)
+        self._inbox: Inbox | None = None
         self._typing: dict[Address, float] = {}
         self._drafts: dict[Address, float] = {}
         self.last_contact: float | None = None
 
     async def run(self, inbox: Inbox) -> None:
-        """Poll until cancelled. Raises ConfigError when the token is refused."""
+        """Receive until cancelled. Raises ConfigError when the token is refused."""
         try:
             await self._patiently(self._bot.initialize)
-            await self._patiently(self._bot.delete_webhook)  # with one set, every poll is refused; updates are kept
             await self._show_commands()
-            log.info("telegram connected", bot=self._bot.username)
-            await self._poll(inbox)
+            await (self._listen(inbox) if self._webhook else self._poll(inbox))
         finally:
             await self._bot.shutdown()
+
+    async def hear(self, headers: Mapping[str, str], body: bytes) -> int:
+        """What was posted to the webhook. 200 only for what is stored; 503 makes Telegram post it again."""
+        given = headers.get(_PROOF, "").encode("utf-8", "replace")
+        if not hmac.compare_digest(given, self._secret.encode()):
+            return 403
+        if self._inbox is None:
+            return 503
+        try:
+            update = json.loads(body)
+        except (ValueError, RecursionError):
+            return 400
+        try:
+            await self._store(self._inbox, to_inbound(update, self._account, self._bot.username))
+        except DatabaseUnavailable as error:
+            log.error("cannot store, telegram keeps the messages", error=str(error))
+            return 503
+        self.last_contact = time.time()
+        return 200
 
     async def send(self, message: OutboundMessage) -> Delivery:
         """Send once, plain text. Raises RetryLater, ChatMoved, OutcomeUnknown, Undeliverable."""
@@ -140,7 +166,30 @@ class TelegramAdapter:
 
     # -- receiving -----------------------------------------------------------------------------
 
+    async def _listen(self, inbox: Inbox) -> None:
+        """Let Telegram post, one update after another, so that their order holds; and ask now and then how it goes."""
+        self._inbox = inbox
+        post = partial(
+            self._bot.set_webhook,
+            self._webhook,
+            secret_token=self._secret,
+            allowed_updates=UPDATES,
+            max_connections=1,
+        )
+        await self._patiently(post)
+        log.info("telegram connected", bot=self._bot.username, webhook=self._webhook)
+        while True:
+            state = await self._patiently(partial(self._bot.ask, "getWebhookInfo"))
+            if state.get("url") != self._webhook:
+                log.error("another program took this bot's messages: stop it", url=state.get("url"))
+                await self._patiently(post)
+            elif state.get("last_error_date", 0) > time.time() - HEARTBEAT_S:
+                log.error("telegram cannot reach the webhook", error=state.get("last_error_message"))
+            await asyncio.sleep(HEARTBEAT_S)
+
     async def _poll(self, inbox: Inbox) -> None:
+        await self._patiently(self._bot.delete_webhook)  # with one set, every poll is refused; updates are kept
+        log.info("telegram connected", bot=self._bot.username)
         cursor = await self._stored(inbox)
         while True:
             offset = None if cursor is None else cursor + 1
@@ -343,7 +392,7 @@ class _Bot(ExtBot[None]):
 
     async def raw_updates(self, offset: int | None, wait_s: int) -> list[object]:
         """Updates from `offset` on, which confirms all before it. Raises TelegramError."""
-        question = {"offset": offset, "timeout": wait_s, "allowed_updates": ["message", "edited_message"]}
+        question = {"offset": offset, "timeout": wait_s, "allowed_updates": UPDATES}
         updates = await self._post("getUpdates", question, read_timeout=wait_s + SEND_S)
         if not isinstance(updates, list):
             raise TelegramError(_FOREIGN)

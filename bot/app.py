@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 from rich.console import Console
@@ -23,7 +24,7 @@ from bot.conversation import Line
 from bot.deliver import Deliverer
 from bot.errors import ConfigError, DatabaseUnavailable, FrontdeskError
 from bot.escalate import CardWriter
-from bot.http import Health, build_asgi, is_loopback, serve
+from bot.http import Health, Hook, build_asgi, is_loopback, serve
 from bot.intake import Intake
 from bot.messages import Adapter, Address, Platform
 from bot.metrics import Metrics
@@ -64,6 +65,7 @@ class App:
     console: ConsoleAdapter
     attendant: Attendant
     deliverer: Deliverer
+    hooks: Mapping[str, Hook]
     stopped: set[Platform] = field(default_factory=set)
     url: str = ""  # of /health, /metrics and the chat page, once they are served
 
@@ -107,7 +109,7 @@ class App:
                 raise
 
     async def _serve_http(self) -> None:
-        web, routes = self.settings.web, build_asgi(self.metrics, self.health)
+        web, routes = self.settings.web, build_asgi(self.metrics, self.health, self.hooks)
         if web.enabled:
             self._mount_page(routes)
         await serve(routes, web.host, web.port, partial(setattr, self, "url"))
@@ -187,6 +189,7 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         terminal,
         Attendant(store, writer, engine, adapters, manners(settings), metrics, queue.wake),
         Deliverer(store, writer, adapters, cards, metrics, lambda attempt: backoff(attempt, longest)),
+        dict(_hooks(settings, adapters)),
     )
 
 
@@ -196,7 +199,8 @@ def _platforms(settings: Settings, history: History) -> Iterator[Adapter]:
     if settings.telegram.enabled:
         from adapters.telegram import TelegramAdapter
 
-        yield TelegramAdapter(secrets.telegram_token.get_secret_value(), settings.telegram.api_url)
+        token, telegram = secrets.telegram_token.get_secret_value(), settings.telegram
+        yield TelegramAdapter(token, telegram.api_url, telegram.webhook)
     if settings.slack.enabled:
         from adapters.slack import SlackAdapter
 
@@ -211,6 +215,16 @@ def _platforms(settings: Settings, history: History) -> Iterator[Adapter]:
                 "or set web.enabled = false"
             ) from None
         yield WebAdapter(history, partial(emoji, settings))
+
+
+def _hooks(settings: Settings, adapters: Mapping[Platform, Adapter]) -> Iterator[tuple[str, Hook]]:
+    """Where platforms post what happens, and who takes it."""
+    if settings.telegram.enabled and settings.telegram.webhook:
+        from adapters.telegram import TelegramAdapter
+
+        adapter = adapters[Platform.TELEGRAM]
+        assert isinstance(adapter, TelegramAdapter)  # noqa: S101 - narrows the type, build() put it there
+        yield urlsplit(settings.telegram.webhook).path, adapter.hear
 
 
 def _say_in_browser(key: str, code: str) -> str:

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -90,8 +91,20 @@ class EscalationSection(_Section):
 
 
 class TelegramSection(_Section):
+    """`webhook` is the public address at which Telegram finds us; "" for long polling."""
+
     enabled: bool = False
     api_url: Url = "https://api.telegram.org"
+    webhook: str = ""
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook_has_a_place_of_its_own(cls, value: str) -> str:
+        address = urlsplit(value)
+        whole = address.scheme in ("https", "http") and address.netloc
+        if value and (not whole or address.path in ("", "/", "/health", "/metrics") or address.query):
+            raise ValueError('use "https://HOST/PATH", such as "https://shop.example/telegram", or "" for polling')
+        return value
 
 
 class SlackSection(_Section):

@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 SILENCE_S = 120.0
 """A platform not heard of for so long is not well; the longest poll or ping takes a minute at most."""
+MAX_BODY = 1_000_000
+"""Bytes of one event."""
 GRACE_S = 1
 """Seconds that open streams of the chat page get when the program stops."""
 
@@ -35,6 +37,10 @@ _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self'; "
     "form-action 'self'; base-uri 'self'; object-src 'none'"
 )
+
+
+Hook = Callable[[Mapping[str, str], bytes], Awaitable[int]]
+"""Takes the headers and the body of what a platform posts, and gives the status to answer with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,8 @@ def _is_recent(contact: float | None) -> bool:
     return contact is not None and time.time() - contact < SILENCE_S
 
 
-def build_asgi(metrics: Metrics, health: Callable[[], Awaitable[Health]]) -> Starlette:
-    """/health answers 200 when all is well, else 503; /metrics is Prometheus' text format."""
+def build_asgi(metrics: Metrics, health: Callable[[], Awaitable[Health]], hooks: Mapping[str, Hook]) -> Starlette:
+    """/health answers 200 when all is well, else 503; /metrics is Prometheus' text format; `hooks` by their paths."""
 
     async def show_health(request: Request) -> Response:
         state = await health()
@@ -69,8 +75,26 @@ def build_asgi(metrics: Metrics, health: Callable[[], Awaitable[Health]]) -> Sta
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    def receiving(hook: Hook) -> Callable[[Request], Awaitable[Response]]:
+        async def receive(request: Request) -> Response:
+            body = await _body(request)
+            return Response(status_code=413 if body is None else await hook(request.headers, body))
+
+        return receive
+
     routes = [Route("/health", show_health), Route("/metrics", show_metrics)]
+    routes += [Route(path, receiving(hook), methods=["POST"]) for path, hook in hooks.items()]
     return Starlette(routes=routes, middleware=[Middleware(_Shielded)])
+
+
+async def _body(request: Request) -> bytes | None:
+    """What was posted; None when it is more than any platform sends."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            return None
+    return body
 
 
 class _Shielded:

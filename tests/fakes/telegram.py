@@ -81,7 +81,8 @@ class FakeTelegram(Chats):
         self.offsets: list[int | None] = []
         self.calls: list[tuple[str, Params]] = []
         self.violations: list[str] = []
-        self.webhook = ""
+        self.webhook = self.secret = ""
+        self.webhook_trouble: Params = {}
         self.revoked = False
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._update_ids = itertools.count(700_000_001)
@@ -96,7 +97,12 @@ class FakeTelegram(Chats):
             "getUpdates": self._get_updates,
             "setWebhook": self._set_webhook,
             "deleteWebhook": self._delete_webhook,
-            "getWebhookInfo": lambda params: {"url": self.webhook, "pending_update_count": len(self.pending)},
+            "getWebhookInfo": lambda params: {
+                "url": self.webhook,
+                "has_custom_certificate": False,
+                "pending_update_count": len(self.pending),
+                **self.webhook_trouble,
+            },
             "setMyCommands": self.set_my_commands,
             "sendMessage": self.send_message,
             "editMessageText": self.edit_message_text,
@@ -262,7 +268,7 @@ class FakeTelegram(Chats):
             self.pending = [update for update in self.pending if not _before(update, offset)]
 
     def _set_webhook(self, params: Params) -> bool:
-        self.webhook = params["url"]
+        self.webhook, self.secret = params["url"], params.get("secret_token", "")
         return True
 
     def _delete_webhook(self, params: Params) -> bool:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from bot.config import Settings, load
 from bot.errors import ConfigError
@@ -180,3 +181,22 @@ def test_an_empty_variable_counts_as_not_set(config: Path, monkeypatch: pytest.M
     (config.parent / ".env").write_text("FRONTDESK_TELEGRAM_TOKEN=mine\n", encoding="utf-8")
     monkeypatch.setenv("FRONTDESK_TELEGRAM_TOKEN", "")
     assert load(config).secrets.values() == ("mine",)
+
+
+@pytest.mark.parametrize("address", ["", "https://shop.example/telegram", "http://127.0.0.1:8443/a/b"])
+def test_a_webhook_has_a_place_of_its_own(address: str) -> None:
+    assert Settings.model_validate({"telegram": {"webhook": address}}).telegram.webhook == address
+
+
+@pytest.mark.parametrize(
+    "address", ["shop.example/x", "https://shop.example", "https://shop.example/health", "ftp://a/b", "https:///x"]
+)
+def test_a_webhook_at_no_place_of_its_own_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="HOST/PATH"):
+        Settings.model_validate({"telegram": {"webhook": address}})
+
+
+@pytest.mark.parametrize("who", ["5551", "telegram", "telegram:", "icq:5"])
+def test_a_list_entry_that_names_nobody_is_refused(who: str) -> None:
+    with pytest.raises(ValidationError, match="names nobody"):
+        Settings.model_validate({"limits": {"block": [who]}})
