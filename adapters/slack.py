@@ -1,4 +1,4 @@
-"""Slack: Events API envelopes over Socket Mode come in, chat.postMessage goes out.
+"""Slack: the Events API comes in, over Socket Mode or by webhook; chat.postMessage goes out.
 
 Bolt (1.30) acknowledges some events that nobody has stored: the bot's own, and every event while auth.test fails. So
 `before_authorize` hands them to the inbox, ahead of all that. What is not acknowledged, Slack delivers again.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,7 @@ from slack_bolt.app.async_app import AsyncApp
 from slack_bolt.request.async_request import AsyncBoltRequest
 from slack_bolt.response import BoltResponse
 from slack_sdk.errors import SlackApiError
+from slack_sdk.signature import SignatureVerifier
 from slack_sdk.socket_mode.aiohttp import SocketModeClient
 from slack_sdk.socket_mode.request import SocketModeRequest
 from slack_sdk.web.async_client import AsyncWebClient
@@ -49,6 +51,8 @@ ANSWER_S = 15
 PING_S = 10.0
 """Between pings of the socket; also the library's pause between attempts to connect."""
 WATCH_S = 1.0
+HEARTBEAT_S = 60.0
+"""Between two questions whether Slack still knows us, where it posts."""
 LAST_ACKS_S = CLOSE_S = 2.0
 """For events that are being stored while the adapter is cancelled, and then for the socket to say goodbye."""
 LOOK_BACK_S = 2 * 86_400.0
@@ -145,19 +149,26 @@ _library.setLevel(logging.WARNING)  # at DEBUG it prints every message
 _library.addFilter(_Quiet())
 
 
+Receive = Callable[[Mapping[str, Any]], Awaitable[BoltResponse]]
+
+
 def _client(token: str, api_url: str) -> AsyncWebClient:
     # retry_handlers: without the empty list the library itself sends again after a reset, and so perhaps twice
     return AsyncWebClient(token, api_url, ANSWER_S, logger=_library, retry_handlers=[])
 
 
 class SlackAdapter:
-    """One workspace, over Socket Mode."""
+    """One workspace: over Socket Mode, or with a `signing_secret` by what Slack posts to hear()."""
 
     platform = Platform.SLACK
     asks_first = True
 
-    def __init__(self, bot_token: str, app_token: str, api_url: str = AsyncWebClient.BASE_URL) -> None:
+    def __init__(
+        self, bot_token: str, app_token: str, api_url: str = AsyncWebClient.BASE_URL, signing_secret: str = ""
+    ) -> None:
         self._app_token = app_token
+        self._verifier = SignatureVerifier(signing_secret) if signing_secret else None
+        self._receive: Receive | None = None
         self._client = _client(bot_token, api_url)
         self._contact: float | None = None
         self._storing: set[asyncio.Task[Any]] = set()
@@ -167,7 +178,51 @@ class SlackAdapter:
         return self._contact
 
     async def run(self, inbox: Inbox) -> None:
-        app = await self._app(inbox)
+        who = await self._introduce()
+        account, bot_user_id = ident(who.data, "team_id"), ident(who.data, "user_id")
+
+        async def receive(body: Mapping[str, Any]) -> BoltResponse:
+            if task := asyncio.current_task():
+                self._storing.add(task)
+                task.add_done_callback(self._storing.discard)
+            return await _store(inbox, to_inbound(body, account, bot_user_id))
+
+        await (self._listen(receive) if self._verifier else self._connect(receive))
+
+    async def hear(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
+        """What was posted. 200 only for what is stored; 503 makes Slack post it again."""
+        if not self._is_slacks(headers, body):
+            return 401, ""
+        try:
+            posted = json.loads(body)
+        except (ValueError, RecursionError):
+            return 400, ""
+        if isinstance(posted, dict) and posted.get("type") == "url_verification":
+            return 200, str(posted.get("challenge", ""))
+        if self._receive is None:
+            return 503, ""
+        self._contact = time.time()
+        answer = await self._receive(posted if isinstance(posted, dict) else {})
+        return answer.status, ""
+
+    def _is_slacks(self, headers: Mapping[str, str], body: bytes) -> bool:
+        """Whether it was signed with our secret in the last five minutes."""
+        signature, at = headers.get("x-slack-signature", ""), headers.get("x-slack-request-timestamp", "")
+        if self._verifier is None or not (signature.isascii() and re.fullmatch("[0-9]{1,15}", at)):
+            return False
+        return self._verifier.is_valid(body, at, signature)
+
+    async def _listen(self, receive: Receive) -> None:
+        """Let Slack post; and see now and then that it still knows us. Raises ConfigError when it does not."""
+        self._receive = receive
+        log.info("connected", platform=self.platform, webhook=True)
+        while True:
+            self._contact = time.time()
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._introduce()
+
+    async def _connect(self, receive: Receive) -> None:
+        app = self._app(receive)
         opener = _Opener(base_url=self._client.base_url, timeout=ANSWER_S, logger=_library, retry_handlers=[])
         client = _Handler(app, self._app_token, _library, opener, ping_interval=PING_S).client
         connecting = asyncio.create_task(client.connect())  # type: ignore[no-untyped-call]  # the library's
@@ -176,16 +231,7 @@ class SlackAdapter:
         finally:
             await self._close(client, connecting)
 
-    async def _app(self, inbox: Inbox) -> AsyncApp:
-        who = await self._introduce()
-        account, bot_user_id = ident(who.data, "team_id"), ident(who.data, "user_id")
-
-        async def receive(body: dict[str, Any]) -> BoltResponse:
-            if task := asyncio.current_task():
-                self._storing.add(task)
-                task.add_done_callback(self._storing.discard)
-            return await _store(inbox, to_inbound(body, account, bot_user_id))
-
+    def _app(self, receive: Receive) -> AsyncApp:
         return AsyncApp(
             client=self._client,
             name="slack_bolt",
@@ -336,12 +382,12 @@ class _Opener(AsyncWebClient):
 
 
 async def check(bot_token: str, app_token: str, api_url: str, channel: str | None) -> list[Check]:
-    """Both tokens, the scopes, and (a channel id) whether the bot may write there."""
+    """The tokens ("" for no app-level one), the scopes, and (a channel id) whether the bot may write there."""
     bot, app = _client(bot_token, api_url), _client(app_token, api_url)
-    checks = [
-        await _check("Slack bot token", bot.auth_test(), _scopes),
-        await _check("Slack app-level token", app.apps_connections_open(app_token=app_token), lambda _: (True, "")),
-    ]
+    checks = [await _check("Slack bot token", bot.auth_test(), _scopes)]
+    if app_token:
+        opened = app.apps_connections_open(app_token=app_token)
+        checks.append(await _check("Slack app-level token", opened, lambda _: (True, "")))
     if channel:
         checks.append(await _check("Slack channel", bot.conversations_info(channel=channel), _membership))
     return checks

@@ -113,24 +113,24 @@ class TelegramAdapter:
         finally:
             await self._bot.shutdown()
 
-    async def hear(self, headers: Mapping[str, str], body: bytes) -> int:
+    async def hear(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
         """What was posted to the webhook. 200 only for what is stored; 503 makes Telegram post it again."""
         given = headers.get(_PROOF, "").encode("utf-8", "replace")
         if not hmac.compare_digest(given, self._secret.encode()):
-            return 403
+            return 403, ""
         if self._inbox is None:
-            return 503
+            return 503, ""
         try:
             update = json.loads(body)
         except (ValueError, RecursionError):
-            return 400
+            return 400, ""
         try:
             await self._store(self._inbox, to_inbound(update, self._account, self._bot.username))
         except DatabaseUnavailable as error:
             log.error("cannot store, telegram keeps the messages", error=str(error))
-            return 503
+            return 503, ""
         self.last_contact = time.time()
-        return 200
+        return 200, ""
 
     async def send(self, message: OutboundMessage) -> Delivery:
         """Send once, plain text. Raises RetryLater, ChatMoved, OutcomeUnknown, Undeliverable."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -205,7 +205,8 @@ def _platforms(settings: Settings, history: History) -> Iterator[Adapter]:
         from adapters.slack import SlackAdapter
 
         tokens = secrets.slack_bot_token.get_secret_value(), secrets.slack_app_token.get_secret_value()
-        yield SlackAdapter(*tokens, settings.slack.api_url)
+        signing = secrets.slack_signing_secret.get_secret_value() if settings.slack.webhook else ""
+        yield SlackAdapter(*tokens, settings.slack.api_url, signing)
     if settings.web.enabled:
         try:
             from adapters.web import WebAdapter
@@ -219,12 +220,10 @@ def _platforms(settings: Settings, history: History) -> Iterator[Adapter]:
 
 def _hooks(settings: Settings, adapters: Mapping[Platform, Adapter]) -> Iterator[tuple[str, Hook]]:
     """Where platforms post what happens, and who takes it."""
-    if settings.telegram.enabled and settings.telegram.webhook:
-        from adapters.telegram import TelegramAdapter
-
-        adapter = adapters[Platform.TELEGRAM]
-        assert isinstance(adapter, TelegramAdapter)  # noqa: S101 - narrows the type, build() put it there
-        yield urlsplit(settings.telegram.webhook).path, adapter.hear
+    for platform, section in ((Platform.TELEGRAM, settings.telegram), (Platform.SLACK, settings.slack)):
+        if section.enabled and section.webhook:
+            adapter: Any = adapters[platform]  # one of the two that can hear
+            yield urlsplit(section.webhook).path, adapter.hear
 
 
 def _say_in_browser(key: str, code: str) -> str:

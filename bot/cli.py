@@ -240,8 +240,14 @@ def db_check() -> None:
 
 
 @slack_app.command("manifest")
-def slack_manifest() -> None:
+def slack_manifest(
+    webhook: Annotated[str, typer.Option(help="The public address of slack.webhook; without it, Socket Mode.")] = "",
+) -> None:
     """Print the app manifest to paste at api.slack.com/apps."""
     from importlib.resources import files
 
-    typer.echo((files("adapters") / "slack_manifest.yaml").read_text(encoding="utf-8"))
+    text = (files("adapters") / "slack_manifest.yaml").read_text(encoding="utf-8")
+    if webhook:
+        text = text.replace("socket_mode_enabled: true", "socket_mode_enabled: false")
+        text = text.replace("event_subscriptions:\n", f"event_subscriptions:\n    request_url: {webhook}\n")
+    typer.echo(text)

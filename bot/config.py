@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bot.errors import ConfigError
@@ -20,6 +29,17 @@ from bot.messages import Platform
 DEFAULT_MODEL = "Qwen/Qwen1.5-0.5B-Chat"
 
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _is_place_of_its_own(value: str) -> str:
+    address = urlsplit(value)
+    whole = address.scheme in ("https", "http") and address.netloc
+    if value and (not whole or address.path in ("", "/", "/health", "/metrics") or address.query):
+        raise ValueError('use "https://HOST/PATH", such as "https://shop.example/hook", or "" for none')
+    return value
+
+
+Webhook = Annotated[str, AfterValidator(_is_place_of_its_own)]
 Url = Annotated[str, Field(pattern="^https?://")]
 
 _PLAIN = {
@@ -95,21 +115,15 @@ class TelegramSection(_Section):
 
     enabled: bool = False
     api_url: Url = "https://api.telegram.org"
-    webhook: str = ""
-
-    @field_validator("webhook")
-    @classmethod
-    def _webhook_has_a_place_of_its_own(cls, value: str) -> str:
-        address = urlsplit(value)
-        whole = address.scheme in ("https", "http") and address.netloc
-        if value and (not whole or address.path in ("", "/", "/health", "/metrics") or address.query):
-            raise ValueError('use "https://HOST/PATH", such as "https://shop.example/telegram", or "" for polling')
-        return value
+    webhook: Webhook = ""
 
 
 class SlackSection(_Section):
+    """`webhook` is the public address at which Slack finds us; "" for Socket Mode."""
+
     enabled: bool = False
     api_url: Url = "https://slack.com/api/"
+    webhook: Webhook = ""
 
 
 class WebSection(_Section):
@@ -176,6 +190,7 @@ class Secrets(BaseSettings):
     telegram_token: SecretStr = SecretStr("")
     slack_bot_token: SecretStr = SecretStr("")
     slack_app_token: SecretStr = SecretStr("")
+    slack_signing_secret: SecretStr = SecretStr("")
     web_password: SecretStr = SecretStr("")
 
     def values(self) -> tuple[str, ...]:
@@ -247,7 +262,8 @@ def parse(document: Mapping[str, Any], secrets: Secrets, *, source: str = "confi
 
 def missing_tokens(settings: Settings) -> list[str]:
     """One sentence for each token that an enabled platform lacks."""
-    needed = [name for name in Secrets.model_fields if name != "web_password"]
+    receiving = "slack_signing_secret" if settings.slack.webhook else "slack_app_token"
+    needed = ["telegram_token", "slack_bot_token", receiving]
     return [
         f"{section}.enabled is true but FRONTDESK_{name.upper()} is not set: put it in the environment or in .env"
         for name in needed

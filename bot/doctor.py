@@ -124,7 +124,8 @@ def _telegram(settings: Settings) -> list[Check]:
 def _slack(settings: Settings) -> list[Check]:
     bot = settings.secrets.slack_bot_token.get_secret_value()
     app = settings.secrets.slack_app_token.get_secret_value()
-    if not (settings.slack.enabled and bot and app):
+    app = "" if settings.slack.webhook else app
+    if not (settings.slack.enabled and bot and (app or settings.slack.webhook)):
         return []
     from adapters.slack import check
 

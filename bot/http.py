@@ -39,8 +39,8 @@ _POLICY = (
 )
 
 
-Hook = Callable[[Mapping[str, str], bytes], Awaitable[int]]
-"""Takes the headers and the body of what a platform posts, and gives the status to answer with."""
+Hook = Callable[[Mapping[str, str], bytes], Awaitable[tuple[int, str]]]
+"""Takes the headers and the body of what a platform posts, and gives the status and the text to answer with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ def build_asgi(metrics: Metrics, health: Callable[[], Awaitable[Health]], hooks:
     def receiving(hook: Hook) -> Callable[[Request], Awaitable[Response]]:
         async def receive(request: Request) -> Response:
             body = await _body(request)
-            return Response(status_code=413 if body is None else await hook(request.headers, body))
+            status, text = (413, "") if body is None else await hook(request.headers, body)
+            return Response(text, status)
 
         return receive
 

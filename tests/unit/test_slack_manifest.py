@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from adapters.slack import SCOPES
+from bot.cli import app
 from tests.fakes.slack import SCOPES as GRANTED
 
 
@@ -46,3 +48,13 @@ def test_slack_takes_the_lengths(manifest: dict[str, Any]) -> None:
 def test_every_scope_has_its_reason_in_the_guide() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "slack.md").read_text(encoding="utf-8")
     assert [scope for scope in sorted(SCOPES) if f"`{scope}`" not in guide] == []
+
+
+def test_for_a_webhook_slack_is_told_the_address_and_opens_no_socket() -> None:
+    done = CliRunner().invoke(app, ["slack", "manifest", "--webhook", "https://shop.example/slack"])
+    settings = yaml.safe_load(done.output)["settings"]
+    assert settings["socket_mode_enabled"] is False
+    assert settings["event_subscriptions"] == {
+        "request_url": "https://shop.example/slack",
+        "bot_events": ["app_mention", "message.im"],
+    }
