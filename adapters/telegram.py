@@ -32,6 +32,7 @@ from telegram.error import (
 from telegram.ext import ExtBot
 from telegram.request import HTTPXRequest
 
+from adapters.pace import Limit, Pace
 from adapters.telegram_updates import COMMANDS, GROUPS, find_here, to_inbound
 from adapters.text import split, utf16_length
 from bot.errors import (
@@ -71,6 +72,8 @@ MAX_BACKOFF_S = 30.0
 CONFLICT_S = 30.0
 """Pause while somebody else receives this bot's updates: each poll of ours would cut theirs short."""
 STORE_RETRY_S = 1.0
+OVERALL, IN_A_CHAT, IN_A_GROUP = Limit(30, 1.0), Limit(1, 1.0), Limit(20, 60.0)
+"""What Telegram takes of one bot (core.telegram.org/bots/faq)."""
 DRAFT_S = 0.35
 """Between two drafts of a reply in one chat; the text in between is in the next one."""
 TYPING_S = 3.0
@@ -100,6 +103,7 @@ class TelegramAdapter:
         self._bot = _Bot.at(token, api_url)
         self._webhook, self._secret = webhook, secrets.token_urlsafe(32)
         self._inbox: Inbox | None = None
+        self._pace = Pace()
         self._typing: dict[Address, float] = {}
         self._drafts: dict[Address, float] = {}
         self.last_contact: float | None = None
@@ -134,6 +138,7 @@ class TelegramAdapter:
 
     async def send(self, message: OutboundMessage) -> Delivery:
         """Send once, plain text. Raises RetryLater, ChatMoved, OutcomeUnknown, Undeliverable."""
+        self._keep_pace(message.address)
         self._typing.pop(message.address, None)  # a new message ends "typing" on the customer's screen
         send = self._edit if message.edits else self._post
         return Delivery(await self._once(send(message)))
@@ -154,6 +159,14 @@ class TelegramAdapter:
 
     def split(self, text: str) -> Sequence[str]:
         return split(text, MessageLimit.MAX_TEXT_LENGTH, utf16_length)
+
+    def _keep_pace(self, address: Address) -> None:
+        """Raises RetryLater when Telegram would refuse a message there now."""
+        limits = [("", OVERALL), (address.chat, IN_A_CHAT)]
+        if not _is_private(address):
+            limits.append((address.chat, IN_A_GROUP))
+        if seconds := self._pace.wait(limits, time.monotonic()):
+            raise RetryLater("a message to this chat would come too soon for Telegram", seconds)
 
     async def _type(self, address: Address) -> None:
         await self._bot.send_chat_action(address.chat, ChatAction.TYPING, message_thread_id=_number(address.thread))

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from adapters import telegram
+from adapters.pace import Limit
 from adapters.telegram import TelegramAdapter, check, find_group
 from bot.errors import (
     ConfigError,
@@ -73,6 +74,7 @@ class RecordingInbox:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MAX_BACKOFF_S", "CONFLICT_S", "STORE_RETRY_S"):
         monkeypatch.setattr(telegram, name, 0.01)
+    monkeypatch.setattr(telegram, "IN_A_CHAT", Limit(100, 1.0))
     monkeypatch.setattr(telegram, "POLL_S", 2)
     monkeypatch.setattr(telegram, "SEND_S", 5.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from adapters import telegram
+from adapters.pace import Limit
 from adapters.telegram import TelegramAdapter
 from bot.errors import ChatMoved, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.messages import Address, OutboundKind, OutboundMessage, Platform, Preview
@@ -15,6 +16,12 @@ from tests.fakes.telegram import TOKEN, FakeTelegram, Fault
 
 BOT = TOKEN.partition(":")[0]
 CHAT, GROUP = 7, -100500
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests write faster than Telegram allows."""
+    monkeypatch.setattr(telegram, "IN_A_CHAT", Limit(100, 1.0))
 
 
 @pytest.fixture
@@ -251,3 +258,28 @@ async def test_a_flood_limit_on_a_draft_is_a_delivery_error_and_no_message(
     assert server.count("sendMessageDraft") == 1
     await adapter.send(reply())
     assert server.texts(chat) == ["good morning"]
+
+
+# -- pace ------------------------------------------------------------------------------------------
+
+
+async def test_a_message_too_soon_is_put_off_without_asking_telegram_and_another_chat_goes_on(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(telegram, "IN_A_CHAT", Limit(1, 1.0))
+    server.customer_writes(CHAT + 1, "hello")
+    await adapter.send(reply("one"))
+    with pytest.raises(RetryLater) as caught:
+        await adapter.send(reply("two"))
+    assert 0.5 < (caught.value.after or 0) <= 1.0
+    assert server.count("sendMessage") == 1
+    await adapter.send(reply("three", chat=CHAT + 1))
+
+
+async def test_a_group_takes_twenty_a_minute(server: FakeTelegram, adapter: TelegramAdapter):
+    server.add_group(GROUP)
+    for number in range(20):
+        await adapter.send(reply(str(number), chat=GROUP))
+    with pytest.raises(RetryLater) as caught:
+        await adapter.send(reply("one more", chat=GROUP))
+    assert (caught.value.after or 0) > 50
