@@ -53,8 +53,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield (stored := _database(settings.database.url))
     if stored.ok:
         yield from _reach(settings.database.url)
-    yield _model(settings.engine.model, settings.engine.revision)
-    yield _precision(settings.engine.model, settings.engine.revision, settings.engine.precision)
+    yield from _model(settings.engine.model, settings.engine.revision, settings.engine.precision)
     yield from _telegram(settings)
     yield from _slack(settings)
     if settings.escalation.channel == "console":
@@ -91,23 +90,25 @@ def _reach(url: str) -> Iterator[Check]:
         yield Check("customers", True, f"out of reach until they write again: {reasons}")
 
 
-def _model(model: str, revision: str) -> Check:
+def _model(model: str, revision: str, precision: str) -> Iterator[Check]:
     try:
         path = load.resolve(model, revision)
     except FrontdeskError as error:
-        return Check("model", False, str(error))
+        yield Check("model", False, str(error))
+        return
     if path is None:
-        return Check("model", False, f"{model} is not on this disk: `frontdesk model pull` downloads it")
+        yield Check("model", False, f"{model} is not on this disk: `frontdesk model pull` downloads it")
+        return
     nature = "for a first look, not for customers; " * (model == load.BUNDLED)
-    return Check("model", True, f"{model}: {nature}{load.size_on_disk(path) / 1e6:,.0f} MB in {path}")
+    yield Check("model", True, f"{model}: {nature}{load.size_on_disk(path) / 1e6:,.0f} MB in {path}")
+    yield _precision(path, precision)
 
 
-def _precision(model: str, revision: str, wanted: str) -> Check:
+def _precision(path: Path, wanted: str) -> Check:
     from engine import precision  # imports torch: seconds
 
     try:
-        path = load.resolve(model, revision)
-        return Check("precision", True, precision.why(path, wanted) if path else "chosen once the model is here")
+        return Check("precision", True, precision.why(path, wanted))
     except FrontdeskError as error:
         return Check("precision", False, str(error))
 
