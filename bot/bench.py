@@ -53,7 +53,9 @@ def bench(
     cpu = _cpu()
     limits = {name: speed / bytes_per_token(shape, WEIGHT_BYTES[name]) for name in precisions}
     console.print(_table(shape, cpu, runs, limits))
-    console.print(f"Memory is read at {speed / 1e9:.1f} GB/s; no lone reply can be faster than that allows.")
+    console.print(
+        f"Memory is read at {speed / 1e9:.1f} GB/s, which limits a lone reply, except where guessing ahead helps."
+    )
     if json_file is not None:
         roofline = {"gb_per_s": speed / 1e9, "tokens_per_s": limits}
         result = {"shape": shape, "cpu": cpu, "roofline": roofline, "runs": [_as_json(run) for run in runs]}

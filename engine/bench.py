@@ -171,8 +171,9 @@ def _engine(
     from engine.qwen import QwenEngine
     from engine.qwen2 import Qwen2, Shape
 
-    # No token ends a reply: each has exactly as many as its role allows.
-    options = EngineConfig(seed=1, cache_megabytes=2_000)
+    # No token ends a reply: each has exactly as many as its role allows. What random weights say repeats itself far
+    # more than speech does, so guessing ahead would flatter them.
+    options = EngineConfig(seed=1, cache_megabytes=2_000, guess=shape not in SHAPES)
     if shape in SHAPES:
         sizes = Shape.of(SHAPES[shape])
         network = Qwen2(sizes, _RandomWeights(sizes.sizes()), make_linear(bundled.PATH, precision))
