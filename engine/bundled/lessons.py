@@ -5,13 +5,17 @@ Prompts are rendered by engine.chat from engine.roles, as in serving, so that tr
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from tokenizers import Tokenizer
+
 from engine import roles
 from engine.bundled import texts
+from engine.bundled.ngrams import Judge
 from engine.bundled.texts import Message
 from engine.chat import Chat
 from engine.kv import common
@@ -19,7 +23,11 @@ from engine.types import LabelRole, Speaker, TextRole, Turn
 
 SMOOTHING = 0.06
 """What a mood's label leaves to the others: the model shall not be surer than it is right."""
-SCATTER, FORGET = 0.08, 0.05
+JUDGED = 0.6
+"""How much of a mood's target is what the judge thinks; the rest is the label."""
+MENDED, FILLED = 0.2, 30
+"""Share of messages made of halves of two others; messages a template gives to the judge."""
+SCATTER, FORGET = 0.06, 0.05
 """Shares of a message's tokens that are spelt in pieces, or left out: real people write words we have not seen."""
 SHARES = {
     "online_shopping": 0.28,
@@ -39,8 +47,8 @@ class Example:
     """Token ids, and for the positions in `targets` what follows them: one token, or odds of several.
 
     At the positions in `hints`, the words of a message, the model is asked for what follows the message as well, the
-    label or the first word of the answer: what it thinks after half a sentence. Nothing is read there in serving; it
-    teaches the meaning of words far sooner than the end of the prompt alone does.
+    label or the first word of the answer: what it thinks after half a sentence; of a mood, what the judge thinks.
+    Nothing is read there in serving; it teaches the meaning of words far sooner than the end of the prompt alone does.
     """
 
     ids: list[int]
@@ -48,20 +56,35 @@ class Example:
     hints: dict[int, dict[int, float]] = field(default_factory=dict)
 
 
+def fitted(public: dict[str, list[Message]]) -> Judge:
+    """The judge of moods, from the messages that the model learns from. Takes a minute."""
+    fill = Random(0)
+    filled = [template.fill(fill) for template in texts.templates(texts.CORPUS) for _ in range(FILLED)]
+    sources = {**_learned(public), "templates": filled}
+    return Judge.of(
+        [(share, [(each.text, each.negative) for each in sources.get(name, [])]) for name, share in SHARES.items()]
+    )
+
+
 class Teacher:
     """Makes examples, without end, from everything there is to learn."""
 
-    def __init__(self, chat: Chat, public: dict[str, list[Message]], random: Random) -> None:
+    def __init__(
+        self, chat: Chat, words: Tokenizer, public: dict[str, list[Message]], judge: Judge, random: Random
+    ) -> None:
+        """`chat` and `words` are the same tokenizer."""
         self._chat = chat
+        self._words = words
+        self._judge = judge
         self._random = random
-        sources = {"written": texts.written(), **public}
-        learned = {name: [each for each in found if not held_back(each)] for name, found in sources.items()}
+        learned = _learned(public)
         self._moods = {name: _by_mood(found) for name, found in learned.items()}
         self._turned = _by_mood([each for each in learned["written"] if each.text in texts.turned()])
         self._intents = _by_language_and_intent(learned["written"])
         self._more_intents = learned["bitext"]
         self._templates = texts.templates(texts.CORPUS)
         self._mood, self._intent = roles.sentiment(), roles.intent()
+        self._frames = {role.name: self._frame(role) for role in (self._mood, self._intent)}
         self._end, self._gap = chat.encode("<|im_end|>"), chat.encode("\n")
         self._opening = chat.encode("<|im_start|>assistant\n")
         self._empty_turn = self._turn("")
@@ -72,39 +95,50 @@ class Teacher:
     def moods(self, count: int, turned: float = 0.0) -> list[Example]:
         """Messages and their moods; a share of negations and contrasts besides those that come by chance."""
         sources = self._random.choices(list(SHARES), list(SHARES.values()), k=count)
-        return [self._turned_mood() if self._random.random() < turned else self._mood_of(each) for each in sources]
-
-    def _turned_mood(self) -> Example:
-        return self._judged(self._random.choice(self._random.choice(self._turned)))
+        return [self._mood_of(each, turned) for each in sources]
 
     def intents(self, count: int) -> list[Example]:
         """Messages and what they are about."""
         return [self._intent_of(self._asking()) for _ in range(count)]
 
-    def _mood_of(self, source: str) -> Example:
+    def _mood_of(self, source: str, turned: float) -> Example:
         if source == "nothing":
             text = self._random.choice((*roles.CONTENT_FREE, "...", "。", "？", "-", "hm", "嗯"))
             return self._labelled(self._mood, text, dict.fromkeys(self._mood.labels, 1 / len(self._mood.labels)))
+        drawn = self._random.random()
+        if drawn < MENDED:
+            halves = [self._half(self._drawn(source).text), self._half(self._drawn(source).text)]
+            return self._judged(self._random.choice((" ", "，", ". ", "")).join(halves), None)
+        if drawn < MENDED + turned and self._turned:
+            message = self._random.choice(self._random.choice(self._turned))
+        else:
+            message = self._drawn(source)
+        varied = texts.vary(message, self._random)
+        return self._judged(varied.text, varied.negative)
+
+    def _drawn(self, source: str) -> Message:
         if source == "templates":
-            return self._judged(self._random.choice(self._templates).fill(self._random))
-        of_one_mood = self._random.choice(self._moods[source])
-        return self._judged(self._joined(self._random.choice(of_one_mood), of_one_mood, source))
+            return self._random.choice(self._templates).fill(self._random)
+        return self._random.choice(self._random.choice(self._moods[source]))
 
-    def _joined(self, message: Message, others: Sequence[Message], source: str) -> Message:
-        """Now and then two written messages of one mood as one."""
-        if source == "written" and self._random.random() < 0.15:
-            other = self._random.choice(others)
-            if other.language == message.language:
-                gap = self._random.choice(("，", "。", " ") if message.language == "zh" else (". ", ", ", " "))
-                return Message(message.text + gap + other.text, message.negative, message.language)
-        return message
+    def _half(self, text: str) -> str:
+        begin = self._random.randrange(max(1, len(text) - 3))
+        return text[begin : self._random.randint(min(len(text), begin + 3), len(text))]
 
-    def _judged(self, message: Message) -> Example:
+    def _judged(self, text: str, negative: bool | None) -> Example:
+        """A mood as the judge sees it after each word, and at the end as the label says, too, where there is one."""
+        running = [self._odds(float(log_odds)) for log_odds in self._judge.running(text)]
         glad, sad = self._mood.labels
-        right, wrong = (sad, glad) if message.negative else (glad, sad)
-        return self._labelled(
-            self._mood, texts.vary(message, self._random).text, {right: 1 - SMOOTHING, wrong: SMOOTHING}
-        )
+        odds = running[-1]
+        if negative is not None:
+            label = {sad if negative else glad: 1 - SMOOTHING, glad if negative else sad: SMOOTHING}
+            odds = {mood: JUDGED * odds[mood] + (1 - JUDGED) * label[mood] for mood in odds}
+        return self._labelled(self._mood, text, odds, running)
+
+    def _odds(self, log_odds: float) -> dict[str, float]:
+        glad, sad = self._mood.labels
+        unhappy = 1 / (1 + math.exp(-max(-4.0, min(4.0, log_odds))))
+        return {glad: 1 - unhappy, sad: unhappy}
 
     def _asking(self) -> Message:
         if self._random.random() < 0.15:
@@ -115,13 +149,32 @@ class Teacher:
         label = texts.INTENT_LABEL.get(message.intent, texts.OTHER)
         return self._labelled(self._intent, texts.vary(message, self._random).text, {label: 1.0})
 
-    def _labelled(self, role: LabelRole, text: str, odds: dict[str, float]) -> Example:
-        ids = self._chat.question(role, text)
-        empty = self._chat.question(role, "")
-        start, rest = common(empty, ids), common(empty[::-1], ids[::-1])
-        ids = self._roughened(ids, start, len(ids) - rest)
-        target = {self._chat.encode(label)[0]: share for label, share in odds.items()}
-        return Example(ids, {len(ids) - 1: target}, dict.fromkeys(range(start, len(ids) - rest), target))
+    def _frame(self, role: LabelRole) -> tuple[list[int], list[int], int]:
+        """What stands before and behind a question, as the template has it, and the letters before its text."""
+        before, _, behind = role.prompt.partition("{text}")
+        whole, question = self._chat.question(role, ""), self._chat.encode(before + behind)
+        starts = (at for at in range(len(whole)) if whole[at : at + len(question)] == question)
+        start = next(starts)
+        return whole[:start], whole[start + len(question) :], len(before)
+
+    def _labelled(
+        self, role: LabelRole, text: str, odds: dict[str, float], running: Sequence[dict[str, float]] | None = None
+    ) -> Example:
+        """`running`: the odds after so many letters of the text, for the hints; else they are those of the whole."""
+        head, tail, skipped = self._frames[role.name]
+        question = self._words.encode(role.prompt.replace("{text}", text))
+        ends = [end - skipped for _, end in question.offsets]
+        start = sum(end <= 0 for end in ends)
+        stop = sum(end <= len(text) for end in ends)
+        kept = self._roughened(question.ids, start, stop)
+        first = {label: self._chat.encode(label)[0] for label in role.labels}
+        example = Example(head + [token for token, _ in kept] + tail)
+        for place, (_, origin) in enumerate(kept):
+            if start <= origin < stop:
+                so_far = running[min(ends[origin], len(running) - 1)] if running else odds
+                example.hints[len(head) + place] = {first[label]: share for label, share in so_far.items()}
+        example.targets[len(example.ids) - 1] = {first[label]: share for label, share in odds.items()}
+        return example
 
     # -- replies -----------------------------------------------------------------------------------
 
@@ -166,7 +219,7 @@ class Teacher:
         """A customer's turn up to where the assistant begins, as the template has it."""
         turn = self._turn(text)
         start, rest = common(self._empty_turn, turn), common(self._empty_turn[::-1], turn[::-1])
-        turn = self._roughened(turn, start, len(turn) - rest)
+        turn = [token for token, _ in self._roughened(turn, start, len(turn) - rest)]
         before = len(example.ids) + (0 if first else len(self._gap))
         example.ids.extend(turn if first else self._gap + turn)
         example.hints.update(dict.fromkeys(range(before + start, len(example.ids) - rest), odds))
@@ -194,15 +247,16 @@ class Teacher:
 
     # -- rougher than it was written ---------------------------------------------------------------
 
-    def _roughened(self, ids: list[int], start: int, end: int) -> list[int]:
-        rough = ids[:start]
-        for token in ids[start:end]:
+    def _roughened(self, ids: Sequence[int], start: int, end: int) -> list[tuple[int, int]]:
+        """The tokens, each with its place in `ids`; between `start` and `end` some are spelt in pieces or left out."""
+        rough = list[tuple[int, int]]()
+        for place, token in enumerate(ids):
             drawn = self._random.random()
-            if drawn < SCATTER:
-                rough += self._spelt(token)
-            elif drawn > FORGET + SCATTER or end - start < 4:
-                rough.append(token)
-        return rough + ids[end:]
+            if start <= place < end and drawn < SCATTER:
+                rough += [(piece, place) for piece in self._spelt(token)]
+            elif not start <= place < end or drawn > FORGET + SCATTER or end - start < 4:
+                rough.append((token, place))
+        return rough
 
     def _spelt(self, token: int) -> list[int]:
         """A token's characters, each by itself; tokens of parts of characters stay as they are."""
@@ -245,6 +299,11 @@ def _odds(answers: Sequence[Sequence[int]]) -> dict[int, float]:
     """Of the tokens that the answers begin with, each answer being as likely as another."""
     counted = Counter(answer[0] for answer in answers)
     return {token: count / len(answers) for token, count in counted.items()}
+
+
+def _learned(public: dict[str, list[Message]]) -> dict[str, list[Message]]:
+    sources = {"written": list(texts.written()), **public}
+    return {name: [each for each in found if not held_back(each)] for name, found in sources.items()}
 
 
 def held_back(message: Message) -> bool:

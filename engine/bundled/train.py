@@ -1,6 +1,6 @@
 """Train the bundled model: `python -m engine.bundled.train FOLDER_OF_THE_PUBLIC_SETS [--out DIRECTORY]`.
 
-About a hundred minutes on two cores. Interrupted, the same command goes on from the last checkpoint. card.md says what
+About seventy minutes on two cores. Interrupted, the same command goes on from the last checkpoint. card.md says what
 the model is for, where the public sets come from, and how well it does.
 
 Prompts are rendered by engine.chat from engine.roles, as in serving. Of a mood or an intent only the label is learned,
@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -29,7 +28,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from engine import roles
 from engine.bundled import PATH, texts, tokenizer
-from engine.bundled.lessons import Example, Teacher, held_back
+from engine.bundled.lessons import Example, Teacher, fitted, held_back
 from engine.bundled.texts import Message
 from engine.chat import Chat
 from engine.kv import common
@@ -37,41 +36,26 @@ from engine.sampling import penalise_rows
 
 SEED = 20
 ENTRIES = 8_000
-REPLY_TOKENS = 900
-FINAL_SHARE = 0.03
-HINT_WEIGHT = 0.5
+STEPS, WARM_UP, END_STEPS = 5_800, 150, 500
+RATE, END_RATE, FINAL_SHARE = 1.5e-3, 6e-4, 0.03
+TURNED, END_TURNED = 0.08, 0.35
+"""Share of messages in which a word turns the others' meaning; at the end, once the words are known, there are more."""
+END_SHARE = 0.65
+"""The model is a mean of its weights before and after the end, which alone costs some of what was known before."""
+EMBEDDING_RATE = 5.0
+"""How much faster words are learned than the rest: most of them are seldom seen."""
+DROPOUT = 0.05
+LABEL_TOKENS, OPENING_TOKENS, REPLY_TOKENS = 1_800, 600, 900
+"""Of one step, beside the instructions, which are read once a batch; padding counts."""
+REPLY_EVERY = 4
+"""Conversations come in one step of so many. Most of an answer is soon known by heart; whether the question was
+understood shows in its first word, and openings teach that in every step."""
+INTENTS = 0.1
+"""Share of the label batches that are about intents."""
+HINT_WEIGHT = 1.0
 HALF = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """A CPU without instructions for bf16 multiplies in it a hundred times slower than in fp32."""
 REPORT, SAVE = 500, 1_000
-
-INTENTS = 0.12
-"""Share of the label batches that are about intents."""
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A stretch of training with a learning rate of its own, from `rate` down to FINAL_SHARE of it.
-
-    Tokens are those of one step beside the instructions, which are read once a batch; padding counts. Conversations, of
-    whose answers every token is learned, come in one step of `reply_every`. `turned`: Teacher.moods().
-    """
-
-    steps: int
-    rate: float
-    warm_up: int
-    dropout: float
-    label_tokens: int
-    opening_tokens: int
-    reply_every: int
-    turned: float = 0.0
-
-
-PHASES = (
-    Phase(6_500, 1.5e-3, 150, dropout=0.15, label_tokens=1_800, opening_tokens=0, reply_every=2),
-    # Most of an answer is soon known by heart; whether the question was understood shows in its first word.
-    Phase(1_600, 8e-4, 50, dropout=0.05, label_tokens=1_000, opening_tokens=1_400, reply_every=4),
-    Phase(600, 6e-4, 20, dropout=0.1, label_tokens=1_000, opening_tokens=1_400, reply_every=5, turned=0.3),
-)
 
 
 # -- batches -----------------------------------------------------------------------------------------
@@ -157,63 +141,69 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PATH, help="where the model's files go")
     parser.add_argument("--work", type=Path, default=Path("build/bundled"), help="where checkpoints go")
     options = parser.parse_args()
-    train(texts.public(options.public), PHASES, options.out, options.work)
+    train(texts.public(options.public), STEPS, END_STEPS, options.out, options.work)
 
 
-def train(public: dict[str, list[Message]], phases: Sequence[Phase], out: Path, work: Path) -> None:
-    """Learn through the phases, or go on from the checkpoint in `work`; write the model's files to `out`."""
+def train(public: dict[str, list[Message]], steps: int, end_steps: int, out: Path, work: Path) -> None:
+    """Learn for so many steps, the last ones besides, or go on from the checkpoint in `work`; write to `out`."""
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     words = _tokenizer(public, work / "tokenizer.json")
     chat = Chat(tokenizer.wrapped(words))
     model = Qwen2ForCausalLM(_config(words))
-    dropout = _drop(model)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    _drop(model)
+    optimizer = _optimizer(model)
     checkpoint, log = work / "checkpoint.pt", list[dict[str, float]]()
-    done = 0
+    done, before = 0, dict[str, Tensor]()
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        done, log = state["done"], state["log"]
+        done, log, before = state["done"], state["log"], state["before"]
     watched = _watched(public)
-    teacher = Teacher(chat, public, Random(SEED + done))
+    teacher, whole = Teacher(chat, words, public, fitted(public), Random(SEED + done)), steps + end_steps
+    lessons = _lessons(teacher, Random(SEED + done), TURNED if done < steps else END_TURNED)
     recent: list[tuple[float, float]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        task = progress.add_task("training", total=sum(phase.steps for phase in phases), completed=done)
-        end = 0
-        for phase in phases:
-            begin, end, dropout.p = end, end + phase.steps, phase.dropout
-            learned = steps(teacher, phase, Random(SEED + done))
-            while done < end:
-                recent.append(_step(model, optimizer, _rate(phase, done - begin), *next(learned)))
-                done += 1
-                progress.update(task, completed=done)
-                if done % REPORT == 0 or done == end:
-                    log.append({"step": done, **_means(recent), **score(model, chat, watched)})
-                    progress.console.print("  ".join(f"{name} {value:.4g}" for name, value in log[-1].items()))
-                    recent.clear()
-                if done % SAVE == 0 or done == end:
-                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": done, "log": log}
-                    torch.save(state, work / "checkpoint.part")
-                    (work / "checkpoint.part").replace(checkpoint)
+        task = progress.add_task("training", total=whole, completed=done)
+        while done < whole:
+            recent.append(_step(model, optimizer, _rate(done, steps, end_steps), *next(lessons)))
+            done += 1
+            if done == steps:
+                before = {name: weight.clone() for name, weight in model.state_dict().items()}
+                lessons = _lessons(teacher, Random(SEED + done), END_TURNED)
+            progress.update(task, completed=done)
+            if done % REPORT == 0 or done in (steps, whole):
+                log.append({"step": done, **_means(recent), **score(model, chat, watched)})
+                progress.console.print("  ".join(f"{name} {value:.4g}" for name, value in log[-1].items()))
+                recent.clear()
+            if done % SAVE == 0 or done in (steps, whole):
+                kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "before": before}
+                torch.save({**kept, "done": done, "log": log}, work / "checkpoint.part")
+                (work / "checkpoint.part").replace(checkpoint)
+    after = model.state_dict()
+    model.load_state_dict({name: torch.lerp(before[name], weight, END_SHARE) for name, weight in after.items()})
     save(model, words, out)
     plot(log, out / "training.png")
 
 
-def steps(teacher: Teacher, phase: Phase, which: Random) -> Iterator[tuple[list[Example], list[list[Example]]]]:
-    """What is learned in each step: a batch of labels, and batches of answers."""
-    moods = batches(partial(teacher.moods, turned=phase.turned), phase.label_tokens)
-    intents = batches(teacher.intents, phase.label_tokens)
-    openings, conversations = (
-        batches(teacher.openings, phase.opening_tokens),
-        batches(teacher.conversations, REPLY_TOKENS),
-    )
+def _optimizer(model: Qwen2ForCausalLM) -> torch.optim.AdamW:
+    embedding = model.model.embed_tokens.weight
+    rest = [weight for weight in model.parameters() if weight is not embedding]
+    words = {"params": [embedding], "pace": EMBEDDING_RATE, "weight_decay": 0.0}
+    return torch.optim.AdamW([{"params": rest, "pace": 1.0}, words], betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def _lessons(teacher: Teacher, which: Random, turned: float) -> Iterator[tuple[list[Example], list[list[Example]]]]:
+    """What is learned in each step: a batch of labels, and batches of answers. `turned`: Teacher.moods()."""
+    moods = batches(partial(teacher.moods, turned=turned), LABEL_TOKENS)
+    intents = batches(teacher.intents, LABEL_TOKENS)
+    openings, conversations = batches(teacher.openings, OPENING_TOKENS), batches(teacher.conversations, REPLY_TOKENS)
     number = 0
     while True:
-        answers = [next(openings)] if phase.opening_tokens else []
-        if number % phase.reply_every == 0:
+        answers = [next(openings)]
+        if number % REPLY_EVERY == 0:
             answers.append(next(conversations))
         number += 1
         yield next(intents if which.random() < INTENTS else moods), answers
@@ -228,7 +218,7 @@ def _step(
 ) -> tuple[float, float]:
     """All batches count alike, however many targets each has: a mean over all tokens would drown the one label."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["pace"]
     label_loss = loss_of(model, labels)
     label_loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     reply_loss = 0.0
@@ -242,12 +232,17 @@ def _step(
     return label_loss.item(), reply_loss
 
 
-def _rate(phase: Phase, done: int) -> float:
-    """Warm-up, then a cosine down to FINAL_SHARE of the peak."""
-    if done < phase.warm_up:
-        return phase.rate * (done + 1) / phase.warm_up
-    part = (done - phase.warm_up) / max(1, phase.steps - phase.warm_up)
-    return phase.rate * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * part)))
+def _rate(done: int, steps: int, end_steps: int) -> float:
+    """Warm-up, then a cosine down to FINAL_SHARE of the peak; and a smaller one for the end."""
+    if done >= steps:
+        return END_RATE * _cosine((done - steps) / end_steps)
+    if done < WARM_UP:
+        return RATE * (done + 1) / WARM_UP
+    return RATE * _cosine((done - WARM_UP) / max(1, steps - WARM_UP))
+
+
+def _cosine(part: float) -> float:
+    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * part))
 
 
 def _means(recent: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -278,8 +273,8 @@ def _config(words: Tokenizer) -> Qwen2Config:
         architectures=["Qwen2ForCausalLM"],
         vocab_size=words.get_vocab_size(),
         hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
+        intermediate_size=512,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
@@ -290,9 +285,9 @@ def _config(words: Tokenizer) -> Qwen2Config:
     )
 
 
-def _drop(model: Qwen2ForCausalLM) -> Dropout:
+def _drop(model: Qwen2ForCausalLM) -> None:
     """In training, leave out a share of what each part of the network says (Srivastava et al. 2014, JMLR 15:56)."""
-    dropout = Dropout(0.0)
+    dropout = Dropout(DROPOUT)
 
     def dropped(module: Module, given: object, said: Any) -> Any:
         if not module.training:
@@ -302,7 +297,6 @@ def _drop(model: Qwen2ForCausalLM) -> Dropout:
     layers = [part for layer in model.model.layers for part in (layer.self_attn, layer.mlp)]
     for part in (model.model.embed_tokens, *layers):
         part.register_forward_hook(dropped)
-    return dropout
 
 
 # -- watching ----------------------------------------------------------------------------------------

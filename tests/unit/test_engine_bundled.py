@@ -5,6 +5,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from engine import bundled, roles
 from engine.bundled import lessons, texts, tokenizer, train
+from engine.bundled.ngrams import Judge
 from engine.chat import Chat
 from engine.types import Speaker, Turn
 
@@ -26,12 +28,24 @@ def chat() -> Chat:
     return Chat(AutoTokenizer.from_pretrained(bundled.PATH))
 
 
+@pytest.fixture(scope="module")
+def words() -> Tokenizer:
+    return Tokenizer.from_file(str(bundled.PATH / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    """Knows two words of each mood."""
+    glad, sad = [("so good", False), ("真好", False)], [("太差", True), ("awful", True)]
+    return Judge.of([(1.0, [*glad, *sad] * 2)])
+
+
 @pytest.fixture
-def teacher(chat: Chat) -> lessons.Teacher:
+def teacher(chat: Chat, words: Tokenizer, judge: Judge) -> lessons.Teacher:
     glad, sad = texts.Message("so good", False, "en"), texts.Message("太差", True, "zh")
     asked = texts.Message("where is my invoice", False, "en", "invoice")
     public = {"online_shopping": [sad], "goemotions": [glad], "sst2": [glad], "imdb": [glad], "bitext": [asked]}
-    return lessons.Teacher(chat, public, Random(1))
+    return lessons.Teacher(chat, words, public, judge, Random(1))
 
 
 # -- the files ---------------------------------------------------------------------------------------
@@ -204,14 +218,52 @@ def test_hints_stand_at_the_words_of_customers_and_nowhere_else(chat: Chat, teac
         assert not example.hints.keys() & example.targets.keys()
 
 
-def test_both_moods_are_taught_alike_often(chat: Chat) -> None:
+@pytest.mark.parametrize("text", ["太差", "Hello there! The tea, is AWFUL.", "çok güzel İ", "👩‍🚀?", "1234", " x "])
+@pytest.mark.parametrize("which", [0, 1])
+def test_without_roughness_a_label_is_asked_for_as_the_engine_asks(
+    chat: Chat, teacher: lessons.Teacher, monkeypatch: pytest.MonkeyPatch, text: str, which: int
+) -> None:
+    monkeypatch.setattr(lessons, "SCATTER", 0)
+    monkeypatch.setattr(lessons, "FORGET", 0)
+    role = (roles.sentiment(), roles.intent())[which]
+    example = teacher._labelled(role, text, {role.labels[0]: 1.0})
+    assert example.ids == chat.question(role, text)
+    said = chat.text([example.ids[at] for at in example.hints])
+    assert said in text
+    assert len(said) >= len(text.strip()) - 1  # a last mark may be one token with the line's end
+
+
+def test_a_hint_is_what_the_judge_thinks_so_far(
+    chat: Chat, teacher: lessons.Teacher, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lessons, "SCATTER", 0)
+    monkeypatch.setattr(lessons, "FORGET", 0)
+    unhappy = chat.encode(roles.sentiment().labels[1])[0]
+    example = teacher._judged("so good but awful", None)
+    after = [len(chat.text(chat.encode("so good but awful")[:count])) for count in range(1, len(example.hints) + 1)]
+    thought = 1 / (1 + np.exp(-judge.running("so good but awful")[after]))
+    assert [odds[unhappy] for odds in example.hints.values()] == pytest.approx(thought)
+    (target,) = example.targets.values()
+    assert target[unhappy] == pytest.approx(thought[-1])
+
+
+def test_a_label_outweighs_a_judge_who_is_unsure(teacher: lessons.Teacher, chat: Chat) -> None:
+    unhappy = chat.encode(roles.sentiment().labels[1])[0]
+    odds = [next(iter(teacher._judged("zzz", mood).targets.values()))[unhappy] for mood in (False, True)]
+    assert odds[0] < 0.5 < odds[1]
+
+
+def test_both_moods_are_taught_alike_often(
+    chat: Chat, words: Tokenizer, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lessons, "MENDED", 0)
     glad = [texts.Message(f"so good {number}", False, "en", "thanks") for number in range(300)]
     sad, asked = texts.Message("太差", True, "zh"), texts.Message("my invoice", False, "en", "invoice")
     public = {"online_shopping": [*glad, sad], "goemotions": [*glad, sad], "sst2": [*glad, sad], "imdb": [*glad, sad]}
-    teacher = lessons.Teacher(chat, {**public, "bitext": [asked]}, Random(3))
+    teacher = lessons.Teacher(chat, words, {**public, "bitext": [asked]}, judge, Random(3))
     unhappy = chat.encode(roles.sentiment().labels[1])[0]
     shares = [next(iter(example.targets.values()))[unhappy] for example in teacher.moods(1_000)]
-    assert 0.42 < sum(share > 0.5 for share in shares) / len(shares) < 0.55
+    assert 0.40 < sum(share > 0.5 for share in shares) / len(shares) < 0.55
 
 
 def test_an_opening_is_the_first_word_of_an_answer(chat: Chat, teacher: lessons.Teacher) -> None:
@@ -263,13 +315,13 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(train, "ENTRIES", 1_000)
     monkeypatch.setattr(train, "_config", _tiny)
     monkeypatch.setattr(texts, "written", lambda: tuple(_few()))
-    monkeypatch.setattr(train, "REPLY_TOKENS", 120)
+    monkeypatch.setattr(lessons, "FILLED", 1)
+    for name in ("LABEL_TOKENS", "OPENING_TOKENS", "REPLY_TOKENS"):
+        monkeypatch.setattr(train, name, 120)
     public = {name: _few()[:8] for name in ("online_shopping", "goemotions", "sst2", "imdb", "bitext")}
     work, out = tmp_path / "work", tmp_path / "out"
-    first = train.Phase(2, 1e-3, 1, dropout=0.1, label_tokens=120, opening_tokens=0, reply_every=2)
-    second = train.Phase(1, 1e-3, 1, dropout=0.0, label_tokens=60, opening_tokens=60, reply_every=1)
-    train.train(public, [first], out, work)
-    train.train(public, [first, second], out, work)
+    train.train(public, 2, 0, out, work)
+    train.train(public, 2, 1, out, work)
     state = torch.load(work / "checkpoint.pt", weights_only=True)
     assert [entry["step"] for entry in state["log"]] == [2, 3]
     assert {file.name for file in out.iterdir()} == {*FILES, "training.png"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import bundled
+from engine import bundled, roles
 from engine.draft import CONTEXT, ROWS, Index, Replies
 from engine.model import Model, read
 from engine.network import Segment
@@ -170,8 +171,8 @@ async def test_the_more_replies_are_written_at_once_the_less_is_guessed(make: Ma
 
 async def test_what_was_answered_before_is_guessed_when_it_is_answered_again(make: Make) -> None:
     engine, _ = make(read(bundled.PATH, fp32_linear, lambda share: None))
-    role = TextRole("reply", "", temperature=0, max_new_tokens=60)
+    role = replace(roles.reply(), temperature=0)
     for _ in range(3):
-        await engine.write(role, [Turn(Speaker.USER, "你好")])
+        await engine.write(role, [Turn(Speaker.USER, "你好，请问你们几点开门？")])
     guessed, right = engine.guesses
     assert right > guessed / 2
