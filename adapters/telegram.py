@@ -105,7 +105,6 @@ class TelegramAdapter:
         self._inbox: Inbox | None = None
         self._pace = Pace()
         self._typing: dict[Address, float] = {}
-        self._drafts: dict[Address, float] = {}
         self.last_contact: float | None = None
 
     async def run(self, inbox: Inbox) -> None:
@@ -148,14 +147,16 @@ class TelegramAdapter:
 
         At most every DRAFT_S and TYPING_S in one place. Raises DeliveryError.
         """
-        words = preview.text.strip() if _is_private(preview.address) else ""
-        shown, every = (self._drafts, DRAFT_S) if words else (self._typing, TYPING_S)
         now, address = time.monotonic(), preview.address
-        for place in [place for place, at in shown.items() if now - at >= every]:
-            del shown[place]
-        if address not in shown:
-            shown[address] = now
-            await self._once(self._draft(preview, words) if words else self._type(address))
+        words = preview.text.strip() if _is_private(address) else ""
+        if words:
+            if not self._pace.wait([(f"draft {address.chat} {address.thread}", Limit(1, DRAFT_S))], now):
+                await self._once(self._draft(preview, words))
+            return
+        self._typing = {place: at for place, at in self._typing.items() if now - at < TYPING_S}
+        if address not in self._typing:
+            self._typing[address] = now
+            await self._once(self._type(address))
 
     def split(self, text: str) -> Sequence[str]:
         return split(text, MessageLimit.MAX_TEXT_LENGTH, utf16_length)

@@ -94,17 +94,20 @@ class Store:
                 row.text, row.kind = event.text, InboundKind.TEXT
                 jobs.restart_attend(session, row.conversation_id, self._now())
                 return Accepted(Receipt.ACCEPTED, row.id, row.conversation_id)
-            note = self._line(
-                session.get_one(ConversationRow, row.conversation_id), Author.CUSTOMER, event.text, row.turn
-            )
-            note.event_id, note.kind = event.event_id, InboundKind.EDIT
-            note.outcome, note.settled_at = Outcome.NOTED, note.at
-            session.add(note)
-            session.flush()
-            called = session.scalar(rows.open_escalation(row.conversation_id))
-            if called is not None:
-                self._show_card(session, called)
-            return Accepted(Receipt.ACCEPTED, note.id, row.conversation_id)
+            return Accepted(Receipt.ACCEPTED, self._note(session, row, event), row.conversation_id)
+
+    def _note(self, session: Session, row: MessageRow, event: Edited) -> int:
+        """Keep what a settled message says now, and show it where a human was called; the id of the new line."""
+        conversation = session.get_one(ConversationRow, row.conversation_id)
+        note = self._line(conversation, Author.CUSTOMER, event.text, row.turn)
+        note.event_id, note.kind = event.event_id, InboundKind.EDIT
+        note.outcome, note.settled_at = Outcome.NOTED, note.at
+        session.add(note)
+        session.flush()
+        called = session.scalar(rows.open_escalation(conversation.id))
+        if called is not None:
+            self._show_card(session, called)
+        return note.id
 
     def move(self, event: Moved) -> None:
         """Conversations of a chat, and what is still to be sent there, go on under its new id."""

@@ -15,10 +15,9 @@ from slack_sdk.signature import SignatureVerifier
 from adapters import slack as slack_adapter
 from adapters.slack import SlackAdapter
 from bot.errors import ConfigError, DatabaseUnavailable, Stopping
-from bot.http import Health, build_asgi
 from bot.messages import Dropped, InboundMessage
-from bot.metrics import Metrics
 from tests.conftest import until
+from tests.fakes.door import open_door
 from tests.fakes.slack import FakeSlack
 from tests.integration.test_slack_adapter import StubInbox
 
@@ -57,11 +56,7 @@ async def adapter(slack: FakeSlack, inbox: StubInbox) -> AsyncIterator[SlackAdap
 
 @pytest.fixture
 async def door(adapter: SlackAdapter) -> AsyncIterator[httpx.AsyncClient]:
-    async def health() -> Health:
-        return Health(True, True, {})
-
-    app = build_asgi(Metrics(), health, {"/slack": adapter.hear})
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://shop.example") as client:
+    async with open_door("/slack", adapter.hear) as client:
         yield client
 
 

@@ -13,10 +13,10 @@ import pytest
 from adapters import telegram
 from adapters.telegram import TelegramAdapter
 from bot.errors import DatabaseUnavailable, Stopping
-from bot.http import MAX_BODY, Health, build_asgi
+from bot.http import MAX_BODY
 from bot.messages import Dropped, Edited, InboundMessage
-from bot.metrics import Metrics
 from tests.conftest import until
+from tests.fakes.door import open_door
 from tests.fakes.telegram import TOKEN, FakeTelegram
 from tests.integration.test_telegram_adapter import RecordingInbox
 
@@ -59,11 +59,7 @@ async def adapter(server: FakeTelegram, inbox: RecordingInbox) -> AsyncIterator[
 
 @pytest.fixture
 async def door(adapter: TelegramAdapter) -> AsyncIterator[httpx.AsyncClient]:
-    async def health() -> Health:
-        return Health(True, True, {})
-
-    app = build_asgi(Metrics(), health, {"/telegram": adapter.hear})
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://shop.example") as client:
+    async with open_door("/telegram", adapter.hear) as client:
         yield client
 
 
