@@ -26,6 +26,7 @@ COMMANDS: Mapping[str | None, Mapping[str, str]] = {
         "human": "Talk to a person",
         "language": "Choose a language",
         "status": "Who is answering me?",
+        "forget": "Erase what I wrote",
     },
     "zh": {
         "start": "打个招呼",
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str | None, Mapping[str, str]] = {
         "human": "转人工",
         "language": "选择语言",
         "status": "现在谁在回复我？",
+        "forget": "删除我的记录",
     },
 }
 """The menu, by language code; None is for every other language."""

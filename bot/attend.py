@@ -14,7 +14,7 @@ from bot.deliver import Progress
 from bot.errors import EngineError
 from bot.messages import MARKS, Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
 from bot.metrics import Metrics
-from bot.policy import Decision, Heard, Limits, decide, needs_model, shed
+from bot.policy import Decision, Heard, Limits, decide, forgets, needs_model, shed
 from bot.store.database import Writer
 from bot.store.jobs import Claim
 from bot.store.store import Store
@@ -63,7 +63,9 @@ class Attendant:
         waiting = await self._writer(self._store.waiting, claim)
         with structlog.contextvars.bound_contextvars(messages=[line.id for line in waiting.lines]):
             settlement = await self._attend(waiting)
-            await self._writer(self._store.finish, claim, settlement)
+            erased = await self._writer(self._store.finish, claim, settlement)
+            for conversation_id in erased:
+                await self._engine.forget(str(conversation_id))
             self._report(settlement)
 
     async def bury(self, claim: Claim, error: str) -> None:
@@ -85,17 +87,19 @@ class Attendant:
     async def _attend(self, waiting: Waiting) -> Settlement:
         if not waiting.lines:
             return Settlement()
-        if waiting.conversation.owner is Owner.HUMAN:
-            return Settlement(tuple(Verdict(line.id, Outcome.SILENT) for line in waiting.lines))
-        if self._manners.limits.passed(waiting.pace):
-            return self._shed(waiting)
-        moods, reply = await self._ask_engine(waiting)
+        silent = waiting.conversation.owner is Owner.HUMAN
+        moods, reply = dict[int, Sentiment](), None
+        if not silent and not forgets(waiting.lines):
+            if self._manners.limits.passed(waiting.pace):
+                return self._shed(waiting)
+            moods, reply = await self._ask_engine(waiting)
         heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
         decision = decide(heard, waiting.conversation.owner, self._manners.keywords)
-        verdicts = _verdicts(heard, decision.call, Outcome.ANSWERED)
+        verdicts = _verdicts(heard, decision.call, Outcome.SILENT if silent else Outcome.ANSWERED)
         if decision.language:
             waiting = _speaking(waiting, decision.language)
-        return Settlement(verdicts, tuple(self._says(waiting, decision, reply)), decision.call, decision.language)
+        says = tuple(self._says(waiting, decision, reply))
+        return Settlement(verdicts, says, decision.call, decision.language, decision.forget, own=silent)
 
     def _shed(self, waiting: Waiting) -> Settlement:
         owner, keywords = waiting.conversation.owner, self._manners.keywords
@@ -124,7 +128,7 @@ class Attendant:
         language = conversation.customer.chosen or language_of(words, conversation.customer.language)
         mark = MARKS[conversation.address.platform]
         choices = ", ".join(f"{mark}language {code} ({each.name})" for code, each in languages().items())
-        text = say(key, language, shop=self._manners.shop, choices=choices)
+        text = say(key, language, shop=self._manners.shop, choices=choices, mark=mark)
         return Say(OutboundKind.NOTICE, (text,), newest.reply_to)
 
     # -- what the model says ---------------------------------------------------------------------
@@ -146,7 +150,7 @@ class Attendant:
         return dict(task.result() for task in moods), reply.result() if reply else None
 
     async def _may_speak(self, conversation_id: int) -> bool:
-        return await self._writer(self._store.owner, conversation_id) is not Owner.HUMAN
+        return await self._writer(self._store.may_speak, conversation_id)
 
     async def _mood(self, line: Line, progress: Progress) -> tuple[int, Sentiment]:
         started = asyncio.get_running_loop().time()

@@ -101,6 +101,7 @@ class Reason(StrEnum):
     ASKED = "asked"  # the customer asked for a person
     FAILED = "failed"  # the model failed on every attempt
     UNDELIVERED = "undelivered"  # a reply could not be delivered
+    ERASED = "erased"  # nobody is called any more: the customer had everything erased
 
 
 @dataclass(frozen=True, slots=True)

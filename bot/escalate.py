@@ -21,6 +21,8 @@ class CardWriter:
     def text(self, escalation: Escalation) -> str:
         """Who, where, why, the message, its probability, the last turns. The first line is the title."""
         language = self._language(escalation)
+        if escalation.reason is Reason.ERASED:
+            return self._title(escalation, language)
         customer, address = escalation.conversation.customer, escalation.conversation.address
         lines = [
             self._title(escalation, language),

@@ -40,11 +40,11 @@ class Customer:
     chosen: str = ""
 
 
-COMMANDS = ("start", "help", "human", "language", "status")
+COMMANDS = ("start", "help", "human", "language", "status", "forget")
 """What a customer can ask of frontdesk itself, on every platform."""
 MARKS = {Platform.TELEGRAM: "/", Platform.SLACK: "!", Platform.WEB: "/", Platform.CONSOLE: "/"}
 """What a command begins with. Slack keeps the slash to itself."""
-WITH_ARGUMENT = ("start", "language")
+WITH_ARGUMENT = ("start", "language", "forget")
 MAX_ARGUMENT = 64
 
 

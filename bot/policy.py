@@ -11,8 +11,9 @@ from bot.catalogue import languages
 from bot.conversation import Call, Line, Owner, Pace, Reason
 from bot.messages import InboundKind, Sentiment
 
-HUMAN = "human"
-"""The command that calls a person."""
+HUMAN, FORGET = "human", "forget"
+"""The commands that call a person, and that erase everything."""
+_SURE = ("yes", "是", "确认")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Limits:
 class Decision:
     """What to do. `before` and `after` are keys of the catalogue, said around the model's answer.
 
-    `language` is the one that the customer chose now, "" for none.
+    `language` is the one that the customer chose now, "" for none. `forget`: everything the customer wrote is erased.
     """
 
     answer: bool
@@ -47,12 +48,18 @@ class Decision:
     after: tuple[str, ...] = ()
     call: Call | None = None
     language: str = ""
+    forget: bool = False
 
 
 def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str]) -> Decision:
-    """Answer, escalate, or both. A customer who is heard by the bot always gets an answer of some kind."""
+    """Answer, escalate, or both. A customer who is heard by the bot always gets an answer of some kind; and whoever
+    owns the conversation, what was written can be erased.
+    """
+    if forgets([each.line for each in heard]):
+        return Decision(False, ("forgotten",), forget=True)
     if owner is Owner.HUMAN:
-        return Decision(answer=False)
+        asked = any(_command(each.line)[0] == FORGET for each in heard)
+        return Decision(False, ("forget_sure",) if asked else ())
     call = _call(heard, keywords)
     notices = [notice for each in heard if (notice := _notice(each.line, owner)) is not None]
     answer = needs_model([each.line for each in heard], keywords)
@@ -74,6 +81,11 @@ def shed(lines: Sequence[Line], owner: Owner, keywords: Sequence[str], told: boo
 def needs_model(lines: Sequence[Line], keywords: Sequence[str]) -> bool:
     """Whether there are words that only the model can answer: neither a command, nor media, nor a bare call."""
     return any(line.kind is InboundKind.TEXT and not _only_calls(line, keywords) for line in lines)
+
+
+def forgets(lines: Sequence[Line]) -> bool:
+    """Whether the customer is sure that everything is to be erased."""
+    return any(name == FORGET and argument in _SURE for name, argument in map(_command, lines))
 
 
 def asks_for_human(text: str, keywords: Sequence[str]) -> bool:
@@ -112,6 +124,8 @@ def _notice(line: Line, owner: Owner) -> str | None:
             return "status_waiting" if owner is Owner.WAITING else "status_bot"
         case "language":
             return "language_set" if _chosen(line) else "language_which"
+        case "forget":
+            return "forget_sure"
     return None
 
 

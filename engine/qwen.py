@@ -49,6 +49,14 @@ class _Check:
 
 
 @dataclass(slots=True, eq=False)
+class _Forget:
+    """A conversation of which nothing is kept."""
+
+    conversation: str
+    answer: Future[None] = field(default_factory=Future)
+
+
+@dataclass(slots=True, eq=False)
 class _Label:
     """A text to be scored by a role."""
 
@@ -69,6 +77,9 @@ class _Write:
     deadline: float
     conversation: str
     answer: Future[Reply] = field(default_factory=Future)
+
+
+_Request = _Check | _Forget | _Label | _Write
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -106,7 +117,7 @@ class QwenEngine:
         self._readings: dict[LabelRole, tuple[Tensor, Tensor]] = {}
         self._prefixes: dict[Role, Past] = {}
         self._histories = Histories(config.cache_megabytes * 1_000_000)
-        self._inbox: SimpleQueue[_Check | _Label | _Write | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Request | None] = SimpleQueue()
         self._line = Scheduler[_Reading]()
         self._replies = Replies()
         self._guessed = self._right = 0
@@ -181,13 +192,17 @@ class QwenEngine:
         """
         await self._ask(_Check(role))
 
+    async def forget(self, conversation: str) -> None:
+        """Keep nothing of what was read or written for `conversation`. Raises EngineClosed."""
+        await self._ask(_Forget(conversation))
+
     async def close(self) -> None:
         """Stop the thread after its current step; requests in flight end with EngineClosed. May be called again."""
         self._closed = True
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def _ask(self, request: _Check | _Label | _Write) -> Any:
+    async def _ask(self, request: _Request) -> Any:
         if self._closed:
             raise EngineClosed("the engine was closed: start frontdesk again")
         self._inbox.put(request)
@@ -217,11 +232,16 @@ class QwenEngine:
                 _settle(request.answer, cause if isinstance(cause, FrontdeskError) else _failure(cause))
         return True
 
-    def _begin(self, request: _Check | _Label | _Write) -> None:
+    def _begin(self, request: _Request) -> None:
         if request.answer.cancelled():
             return
         if isinstance(request, _Check):
             self._check(request.role)
+            _settle(request.answer, None)
+            return
+        if isinstance(request, _Forget):
+            self._histories.take(request.conversation)
+            self._replies = Replies()  # it does not know whose they were
             _settle(request.answer, None)
             return
         _refuse_late(request.deadline)

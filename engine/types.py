@@ -126,6 +126,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def forget(self, conversation: str) -> None:
+        """Keep nothing of what was read or written for `conversation`."""
+        ...
+
     async def close(self) -> None:
         """Stop the engine's thread; requests in flight end with EngineClosed."""
         ...

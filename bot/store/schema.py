@@ -80,6 +80,7 @@ class ConversationRow(Base):
     opened_at: Mapped[datetime]
     origin: Mapped[str] = mapped_column(server_default="", default="")
     unreachable: Mapped[str] = mapped_column(server_default="", default="")
+    erased_at: Mapped[datetime | None]
 
 
 class MessageRow(Base):
@@ -108,6 +109,7 @@ class MessageRow(Base):
     label: Mapped[str | None]
     negative: Mapped[float | None]
     threshold: Mapped[float | None]
+    rating: Mapped[str] = mapped_column(server_default="", default="")
 
 
 class EscalationRow(Base):

@@ -24,9 +24,10 @@ from bot.messages import (
     Platform,
     Receipt,
 )
-from bot.store import jobs, rows
+from bot.store import erase, jobs, rows
+from bot.store.database import leave_no_trace
 from bot.store.jobs import Claim, JobKind
-from bot.store.schema import ConversationRow, CursorRow, CustomerRow, EscalationRow, MessageRow, OutboundRow
+from bot.store.schema import ConversationRow, CursorRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
 from bot.store.values import Accepted, OutboundState, Say, Sending, Settlement, Verdict, Waiting
 
 Clock = Callable[[], datetime]
@@ -68,7 +69,10 @@ class Store:
             if session.scalar(seen) is not None:
                 return Accepted(Receipt.DUPLICATE)
             conversation = self._find_or_open(session, message)
-            conversation.unreachable = ""  # who writes can be answered
+            conversation.unreachable, conversation.erased_at = (
+                "",
+                None,
+            )  # who writes can be answered, and is known again
             if message.kind is InboundKind.COMMAND and message.text.startswith("start "):
                 conversation.origin = message.text.removeprefix("start ")
             row = self._line(conversation, Author.CUSTOMER, message.text, turn=0)
@@ -217,15 +221,21 @@ class Store:
                 rows.pace(session, claim.conversation_id, since=self._now() - MINUTE),
             )
 
-    def finish(self, claim: Claim, settlement: Settlement) -> None:
+    def finish(self, claim: Claim, settlement: Settlement) -> Sequence[int]:
         """Store what attending produced; nothing is said if a human claimed the conversation meanwhile.
 
-        Raises LeaseLost.
+        Returns the conversations that were erased. Raises LeaseLost.
         """
         with self._begin() as session:
-            job = jobs.held(session, claim)
-            self._settle(session, claim.conversation_id, settlement)
+            job, erased = jobs.held(session, claim), list[int]()
+            if settlement.forget:
+                erased = self._erase(session, claim.conversation_id, settlement, job)
+            else:
+                self._settle(session, claim.conversation_id, settlement)
             session.delete(job)
+        if erased:
+            leave_no_trace(self._engine)
+        return erased
 
     def bury_attend(self, claim: Claim, settlement: Settlement, error: str) -> None:
         """The same for a job that failed for good: the settlement says so to the customer and calls a human."""
@@ -242,7 +252,7 @@ class Store:
         )
         for verdict in settlement.verdicts:
             self._judge(session.get_one(MessageRow, verdict.message_id), verdict, turn, silent)
-        if silent:
+        if silent and not settlement.own:
             return
         for say in settlement.says:
             self._say(session, conversation, say, turn)
@@ -250,6 +260,17 @@ class Store:
             session.get_one(CustomerRow, conversation.customer_id).chosen = settlement.language
         if settlement.call is not None:
             self._call_human(session, conversation, settlement.call)
+
+    def _erase(self, session: Session, conversation_id: int, settlement: Settlement, job: JobRow) -> list[int]:
+        conversation = session.get_one(ConversationRow, conversation_id)
+        theirs = select(ConversationRow.id).filter_by(customer_id=conversation.customer_id)
+        erased, asked = list(session.scalars(theirs)), max(verdict.message_id for verdict in settlement.verdicts)
+        for escalation in erase.erase(session, conversation.customer_id, asked, self._now(), job):
+            self._show_card(session, escalation)
+        for say in settlement.says:
+            self._say(session, conversation, say, turn=1)
+        erase.remove(session, conversation.customer_id)
+        return erased
 
     def _judge(self, row: MessageRow, verdict: Verdict, turn: int, silent: bool) -> None:
         row.turn, row.settled_at = turn, self._now()
@@ -317,9 +338,11 @@ class Store:
         pending = select(OutboundRow.id).filter_by(escalation_id=escalation_id, state=OutboundState.PENDING)
         return session.scalar(pending) is not None
 
-    def owner(self, conversation_id: int) -> Owner:
+    def may_speak(self, conversation_id: int) -> bool:
+        """Whether the bot may: no human owns the conversation, and it was not erased meanwhile."""
         with self._begin() as session:
-            return Owner(session.get_one(ConversationRow, conversation_id).owner)
+            row = session.get(ConversationRow, conversation_id)
+            return row is not None and row.owner != Owner.HUMAN
 
     def change_owner(self, conversation_id: int, event: OwnerEvent) -> Owner:
         """Apply an ownership event; a release also resolves the open escalation."""
@@ -378,6 +401,9 @@ class Store:
             if row.escalation_id is not None:
                 session.get_one(EscalationRow, row.escalation_id).card_id = delivery.platform_id
             session.delete(job)
+            gone = self._remove(session, row)
+        if gone:
+            leave_no_trace(self._engine)
 
     def postpone(self, claim: Claim, delay: timedelta, error: str, *, unknown: bool) -> None:
         """Try again later. Only an `unknown` attempt counts as one; otherwise the message certainly did not arrive."""
@@ -397,9 +423,21 @@ class Store:
             row.state, row.settled_at, row.error = OutboundState.FAILED, self._now(), error
             jobs.bury(job, error)
             if row.kind != OutboundKind.CARD:
-                conversation = session.get_one(ConversationRow, row.conversation_id)
-                conversation.unreachable = error
-                self._call_human(session, conversation, Call(Reason.UNDELIVERED, row.message_id))
+                self._despair(session, session.get_one(ConversationRow, row.conversation_id), row)
+            gone = self._remove(session, row)
+        if gone:
+            leave_no_trace(self._engine)
+
+    def _remove(self, session: Session, row: OutboundRow) -> bool:
+        """What was erased, where this was the last to be said about it."""
+        conversation = session.get_one(ConversationRow, row.conversation_id)
+        return conversation.erased_at is not None and erase.remove(session, conversation.customer_id)
+
+    def _despair(self, session: Session, conversation: ConversationRow, row: OutboundRow) -> None:
+        """Call a human about a message that does not arrive; about nobody, where everything was erased."""
+        conversation.unreachable = row.error
+        if conversation.erased_at is None:
+            self._call_human(session, conversation, Call(Reason.UNDELIVERED, row.message_id))
 
     # -- jobs ------------------------------------------------------------------------------------
 

@@ -60,12 +60,18 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """Everything an attend job produced; stored as a whole or not at all. `language` is what the customer chose now."""
+    """Everything an attend job produced; stored as a whole or not at all.
+
+    `language` is what the customer chose now. `forget`: everything is erased, and then said what is to be said.
+    `own`: it is about the customer's own data, and so is said whoever owns the conversation.
+    """
 
     verdicts: tuple[Verdict, ...] = ()
     says: tuple[Say, ...] = ()
     call: Call | None = None
     language: str = ""
+    forget: bool = False
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

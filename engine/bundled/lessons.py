@@ -48,12 +48,14 @@ class Example:
 
     At the positions in `hints`, the words of a message, the model is asked for what follows the message as well, the
     label or the first word of the answer: what it thinks after half a sentence; of a mood, what the judge thinks.
+    `effects` are what each word of a message did to the mood, in the judge's eyes, learned from the first layer.
     Nothing is read there in serving; it teaches the meaning of words far sooner than the end of the prompt alone does.
     """
 
     ids: list[int]
     targets: dict[int, dict[int, float]] = field(default_factory=dict)
     hints: dict[int, dict[int, float]] = field(default_factory=dict)
+    effects: dict[int, float] = field(default_factory=dict)
 
 
 def fitted(public: dict[str, list[Message]]) -> Judge:
@@ -127,13 +129,14 @@ class Teacher:
 
     def _judged(self, text: str, negative: bool | None) -> Example:
         """A mood as the judge sees it after each word, and at the end as the label says, too, where there is one."""
-        running = [self._odds(float(log_odds)) for log_odds in self._judge.running(text)]
+        read = zip(*(values.tolist() for values in self._judge.read(text)), strict=True)
+        so_far = [(self._odds(log_odds), effect) for log_odds, effect in read]
         glad, sad = self._mood.labels
-        odds = running[-1]
+        odds, _ = so_far[-1]
         if negative is not None:
             label = {sad if negative else glad: 1 - SMOOTHING, glad if negative else sad: SMOOTHING}
             odds = {mood: JUDGED * odds[mood] + (1 - JUDGED) * label[mood] for mood in odds}
-        return self._labelled(self._mood, text, odds, running)
+        return self._labelled(self._mood, text, odds, so_far)
 
     def _odds(self, log_odds: float) -> dict[str, float]:
         glad, sad = self._mood.labels
@@ -158,9 +161,14 @@ class Teacher:
         return whole[:start], whole[start + len(question) :], len(before)
 
     def _labelled(
-        self, role: LabelRole, text: str, odds: dict[str, float], running: Sequence[dict[str, float]] | None = None
+        self,
+        role: LabelRole,
+        text: str,
+        odds: dict[str, float],
+        so_far: Sequence[tuple[dict[str, float], float]] = (),
     ) -> Example:
-        """`running`: the odds after so many letters of the text, for the hints; else they are those of the whole."""
+        """`so_far`: the odds and the sum of the effects after so many letters of the text; else the odds are those of
+        the whole, and there are no effects."""
         head, tail, skipped = self._frames[role.name]
         question = self._words.encode(role.prompt.replace("{text}", text))
         ends = [end - skipped for _, end in question.offsets]
@@ -169,10 +177,13 @@ class Teacher:
         kept = self._roughened(question.ids, start, stop)
         first = {label: self._chat.encode(label)[0] for label in role.labels}
         example = Example(head + [token for token, _ in kept] + tail)
+        before = 0.0
         for place, (_, origin) in enumerate(kept):
             if start <= origin < stop:
-                so_far = running[min(ends[origin], len(running) - 1)] if running else odds
-                example.hints[len(head) + place] = {first[label]: share for label, share in so_far.items()}
+                now, effect = so_far[min(ends[origin], len(so_far) - 1)] if so_far else (odds, 0.0)
+                example.hints[len(head) + place] = {first[label]: share for label, share in now.items()}
+                if so_far:
+                    example.effects[len(head) + place], before = effect - before, effect
         example.targets[len(example.ids) - 1] = {first[label]: share for label, share in odds.items()}
         return example
 

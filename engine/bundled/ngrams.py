@@ -1,8 +1,8 @@
 """A linear judge of moods on n-grams of letters and words, which the bundled model learns from beside the labels.
 
 It is fitted in a minute on the very messages that the model learns from, and judges unseen ones well, for it sees every
-n-gram of them at once. What it thinks after each letter of a message tells the model at every word what that word does
-to the mood; the one label at the end of a whole message teaches the same far more slowly.
+n-gram of them at once. What it thinks after each letter of a message, and what each word did to that, tells the model
+what words and pairs of words mean; the one label at the end of a whole message teaches the same far more slowly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ FREEDOM = 8.0
 _WORD = re.compile(r"[a-z']+|[\u4e00-\u9fff]|[!?！？]")
 _CACHED = 400_000
 
+MOST_OF_WORDS, TYPICAL_EFFECT = 6.0, 40.0
+"""How much more than letters words may count in the sum of effects, where a text has hardly any; and what makes the
+effect of one word about 1."""
+
 Floats = NDArray[np.float32]
+Places = NDArray[np.int32]
 
 
 class Judge:
@@ -43,7 +48,7 @@ class Judge:
         found.fit(self._matrix(texts), np.array(unhappy), np.array(weights) / np.mean(weights))
         self._effect = found.coef_[0].astype(np.float32) * self._rarity
         self._base = float(found.intercept_[0])
-        self.running = lru_cache(_CACHED)(self._running)
+        self.read = lru_cache(_CACHED)(self._read)
 
     @classmethod
     def of(cls, groups: Sequence[tuple[float, Sequence[tuple[str, bool]]]]) -> Self:
@@ -57,15 +62,22 @@ class Judge:
                 weights += [weight / max(1, len(some))] * len(some)
         return cls(texts, moods, weights)
 
-    def _running(self, text: str) -> Floats:
-        """(letters + 1,) log-odds that the customer is unhappy, before the first letter and after each one."""
+    def _read(self, text: str) -> tuple[Floats, Floats]:
+        """Both (letters + 1,), before the first letter and after each one: the log-odds that the customer is unhappy,
+        and the sum of what single n-grams say of that, which grows with the text."""
         text = text.lower()
+        letters, words = (self._said(known, len(text)) for known in self._known(text))
         odds = np.full(len(text) + 1, self._base, dtype=np.float32)
-        for numbers, ends in self._known(text):
-            effect = np.bincount(ends, self._effect[numbers], len(text) + 1).cumsum()
-            size = np.bincount(ends, self._rarity[numbers] ** 2, len(text) + 1).cumsum()
+        for effect, size in (letters, words):
             odds += effect / np.sqrt(np.maximum(size, 1e-6))
-        return odds
+        more = np.sqrt(letters[1][-1] / max(1e-4, words[1][-1]))
+        return odds, (letters[0] + min(more, MOST_OF_WORDS) * words[0]) / TYPICAL_EFFECT
+
+    def _said(self, known: tuple[Places, Places], length: int) -> tuple[Floats, Floats]:
+        """Of the n-grams so far, after each letter: the sum of their effects, and of their squared weights."""
+        numbers, ends = known
+        effect = np.bincount(ends, self._effect[numbers], length + 1).cumsum()
+        return effect.astype(np.float32), np.bincount(ends, self._rarity[numbers] ** 2, length + 1).cumsum()
 
     def _matrix(self, texts: Sequence[str]) -> Any:
         values, columns, rows = list[Floats](), list[NDArray[np.int32]](), [0]
@@ -80,7 +92,7 @@ class Judge:
         found.sum_duplicates()
         return found
 
-    def _known(self, text: str) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    def _known(self, text: str) -> Iterator[tuple[Places, Places]]:
         """Of letters, then of words: the n-grams that count, and after how many letters each is complete."""
         for kind in _grams(text):
             known = [(self._numbers[gram], end) for gram, end in kind if gram in self._numbers]

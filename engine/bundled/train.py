@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import Dropout, Module, functional
+from torch.nn import functional
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from engine import roles
@@ -36,23 +36,26 @@ from engine.sampling import penalise_rows
 
 SEED = 20
 ENTRIES = 8_000
-STEPS, WARM_UP, END_STEPS = 5_800, 150, 500
+STEPS, WARM_UP, END_STEPS = 8_000, 150, 500
 RATE, END_RATE, FINAL_SHARE = 1.5e-3, 6e-4, 0.03
 TURNED, END_TURNED = 0.08, 0.35
 """Share of messages in which a word turns the others' meaning; at the end, once the words are known, there are more."""
 END_SHARE = 0.65
 """The model is a mean of its weights before and after the end, which alone costs some of what was known before."""
-EMBEDDING_RATE = 5.0
+EMBEDDING_RATE = 8.0
 """How much faster words are learned than the rest: most of them are seldom seen."""
-DROPOUT = 0.05
-LABEL_TOKENS, OPENING_TOKENS, REPLY_TOKENS = 1_800, 600, 900
+LABEL_TOKENS, OPENING_TOKENS, REPLY_TOKENS = 1_800, 450, 900
 """Of one step, beside the instructions, which are read once a batch; padding counts."""
 REPLY_EVERY = 4
 """Conversations come in one step of so many. Most of an answer is soon known by heart; whether the question was
 understood shows in its first word, and openings teach that in every step."""
 INTENTS = 0.1
 """Share of the label batches that are about intents."""
-HINT_WEIGHT = 1.0
+HINT_WEIGHT, EFFECT_WEIGHT = 1.0, 4.0
+LARGEST_EFFECT = 5.0
+LOOK_BACK, SHARPNESS, FASTEST = (1, 2, 3), 6.0, 8
+"""At first the first layer's heads look so many words back, but for the last head. So they do by their biases, in the
+fastest turning parts of positions."""
 HALF = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """A CPU without instructions for bf16 multiplies in it a hundred times slower than in fp32."""
 REPORT, SAVE = 500, 1_000
@@ -83,10 +86,12 @@ def _shared(examples: Sequence[Example]) -> int:
     return min(min(common(first, each.ids) for each in examples), *learned)
 
 
-def loss_of(model: Qwen2ForCausalLM, examples: list[Example], penalty: float = 1.0) -> Tensor:
-    """Mean cross-entropy at the targets. Padding is on the right, where a causal model does not see it.
+def loss_of(model: Qwen2ForCausalLM, probe: Tensor, examples: list[Example], penalty: float = 1.0) -> Tensor:
+    """Mean cross-entropy at the targets, and of hints and effects. Padding is on the right, where a causal model does
+    not see it.
 
-    `penalty` is the repetition penalty the answers will be drawn with: logits are lowered here as they will be there.
+    `probe`, (hidden size,), reads the effects. `penalty` is the repetition penalty the answers will be drawn with:
+    logits are lowered here as they will be there.
     """
     shared, longest = _shared(examples), max(len(example.ids) for example in examples)
     ids = torch.tensor([example.ids[shared:] + [0] * (longest - len(example.ids)) for example in examples])
@@ -95,7 +100,8 @@ def loss_of(model: Qwen2ForCausalLM, examples: list[Example], penalty: float = 1
         cache = DynamicCache(config=model.config)
         model.model(input_ids=torch.tensor([examples[0].ids[:shared]]), past_key_values=cache)
         cache.batch_repeat_interleave(len(examples))
-        hidden = model.model(input_ids=ids, past_key_values=cache).last_hidden_state
+        said = model.model(input_ids=ids, past_key_values=cache, output_hidden_states=True)
+        hidden, early = said.last_hidden_state, said.hidden_states[1]
         wanted = hidden[[row for row, _, _ in rows], [at for _, at, _ in rows]]
         logits = model.lm_head(wanted).float()
     target = torch.zeros_like(logits)
@@ -104,7 +110,8 @@ def loss_of(model: Qwen2ForCausalLM, examples: list[Example], penalty: float = 1
             target[number, token] = share
     if penalty != 1:
         logits = penalise_rows(logits, _said_before(examples, logits), penalty)
-    return functional.cross_entropy(logits, target) + HINT_WEIGHT * _hinted(model, examples, hidden, shared)
+    hinted, effect = _hinted(model, examples, hidden, shared), _effect(probe, examples, early, shared)
+    return functional.cross_entropy(logits, target) + HINT_WEIGHT * hinted + EFFECT_WEIGHT * effect
 
 
 def _hinted(model: Qwen2ForCausalLM, examples: list[Example], hidden: Tensor, shared: int) -> Tensor:
@@ -116,6 +123,16 @@ def _hinted(model: Qwen2ForCausalLM, examples: list[Example], hidden: Tensor, sh
     asked = hidden[[row for row, _, _ in at], [place for _, place, _ in at]].float()
     target = torch.tensor([[odds.get(token, 0.0) for token in labels] for _, _, odds in at])
     return functional.cross_entropy(asked @ model.lm_head.weight[labels].T, target)
+
+
+def _effect(probe: Tensor, examples: list[Example], early: Tensor, shared: int) -> Tensor:
+    """How far what the probe reads in the first layer is from what each word did to the mood, in the judge's eyes."""
+    at = [(row, place - shared, effect) for row, each in enumerate(examples) for place, effect in each.effects.items()]
+    if not at:
+        return torch.zeros(())
+    read = early[[row for row, _, _ in at], [place for _, place, _ in at]].float() @ probe
+    wanted = torch.tensor([effect for _, _, effect in at]).clamp(-LARGEST_EFFECT, LARGEST_EFFECT)
+    return functional.smooth_l1_loss(read, wanted)
 
 
 def _said_before(examples: list[Example], logits: Tensor) -> Tensor:
@@ -151,14 +168,16 @@ def train(public: dict[str, list[Message]], steps: int, end_steps: int, out: Pat
     words = _tokenizer(public, work / "tokenizer.json")
     chat = Chat(tokenizer.wrapped(words))
     model = Qwen2ForCausalLM(_config(words))
-    _drop(model)
-    optimizer = _optimizer(model)
+    _look_back(model)
+    probe = torch.zeros(model.config.hidden_size, requires_grad=True)
+    optimizer = _optimizer(model, probe)
     checkpoint, log = work / "checkpoint.pt", list[dict[str, float]]()
     done, before = 0, dict[str, Tensor]()
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        probe.data = state["probe"]
         done, log, before = state["done"], state["log"], state["before"]
     watched = _watched(public)
     teacher, whole = Teacher(chat, words, public, fitted(public), Random(SEED + done)), steps + end_steps
@@ -168,7 +187,7 @@ def train(public: dict[str, list[Message]], steps: int, end_steps: int, out: Pat
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=whole, completed=done)
         while done < whole:
-            recent.append(_step(model, optimizer, _rate(done, steps, end_steps), *next(lessons)))
+            recent.append(_step(model, probe, optimizer, _rate(done, steps, end_steps), *next(lessons)))
             done += 1
             if done == steps:
                 before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -179,8 +198,8 @@ def train(public: dict[str, list[Message]], steps: int, end_steps: int, out: Pat
                 progress.console.print("  ".join(f"{name} {value:.4g}" for name, value in log[-1].items()))
                 recent.clear()
             if done % SAVE == 0 or done in (steps, whole):
-                kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "before": before}
-                torch.save({**kept, "done": done, "log": log}, work / "checkpoint.part")
+                kept = {"model": model.state_dict(), "probe": probe.data, "optimizer": optimizer.state_dict()}
+                torch.save({**kept, "before": before, "done": done, "log": log}, work / "checkpoint.part")
                 (work / "checkpoint.part").replace(checkpoint)
     after = model.state_dict()
     model.load_state_dict({name: torch.lerp(before[name], weight, END_SHARE) for name, weight in after.items()})
@@ -188,9 +207,9 @@ def train(public: dict[str, list[Message]], steps: int, end_steps: int, out: Pat
     plot(log, out / "training.png")
 
 
-def _optimizer(model: Qwen2ForCausalLM) -> torch.optim.AdamW:
+def _optimizer(model: Qwen2ForCausalLM, probe: Tensor) -> torch.optim.AdamW:
     embedding = model.model.embed_tokens.weight
-    rest = [weight for weight in model.parameters() if weight is not embedding]
+    rest = [probe, *(weight for weight in model.parameters() if weight is not embedding)]
     words = {"params": [embedding], "pace": EMBEDDING_RATE, "weight_decay": 0.0}
     return torch.optim.AdamW([{"params": rest, "pace": 1.0}, words], betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
@@ -211,6 +230,7 @@ def _lessons(teacher: Teacher, which: Random, turned: float) -> Iterator[tuple[l
 
 def _step(
     model: Qwen2ForCausalLM,
+    probe: Tensor,
     optimizer: torch.optim.Optimizer,
     rate: float,
     labels: list[Example],
@@ -219,11 +239,11 @@ def _step(
     """All batches count alike, however many targets each has: a mean over all tokens would drown the one label."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["pace"]
-    label_loss = loss_of(model, labels)
+    label_loss = loss_of(model, probe, labels)
     label_loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     reply_loss = 0.0
     for batch in answers:
-        loss = loss_of(model, batch, roles.reply().repetition_penalty)
+        loss = loss_of(model, probe, batch, roles.reply().repetition_penalty)
         loss.backward()  # type: ignore[no-untyped-call]
         reply_loss += loss.item() / len(answers)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -285,18 +305,20 @@ def _config(words: Tokenizer) -> Qwen2Config:
     )
 
 
-def _drop(model: Qwen2ForCausalLM) -> None:
-    """In training, leave out a share of what each part of the network says (Srivastava et al. 2014, JMLR 15:56)."""
-    dropout = Dropout(DROPOUT)
+@torch.no_grad()
+def _look_back(model: Qwen2ForCausalLM) -> None:
+    """Let heads of the first layer begin with the words before each word, which they would take long to find.
 
-    def dropped(module: Module, given: object, said: Any) -> Any:
-        if not module.training:
-            return said
-        return (dropout(said[0]), *said[1:]) if isinstance(said, tuple) else dropout(said)
-
-    layers = [part for layer in model.model.layers for part in (layer.self_attn, layer.mlp)]
-    for part in (model.model.embed_tokens, *layers):
-        part.register_forward_hook(dropped)
+    Rotary positions turn the pair (i, i + half) of a query and a key by their distance times the pair's pace (Su et al.
+    2021, arXiv 2104.09864): a constant query turned back by `distance` meets a constant key best at that distance.
+    """
+    attention, size = model.model.layers[0].self_attn, model.config.hidden_size // model.config.num_attention_heads
+    pace = 10_000.0 ** (-torch.arange(FASTEST) / (size // 2))
+    keys, queries = attention.k_proj.bias.view(-1, size), attention.q_proj.bias.view(-1, size)
+    keys[:, :FASTEST] = SHARPNESS
+    for query, distance in zip(queries, LOOK_BACK, strict=False):
+        query[:FASTEST] = SHARPNESS * torch.cos(pace * distance)
+        query[size // 2 : size // 2 + FASTEST] = -SHARPNESS * torch.sin(pace * distance)
 
 
 # -- watching ----------------------------------------------------------------------------------------

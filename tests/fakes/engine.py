@@ -22,6 +22,7 @@ class ScriptedEngine:
         self.failures = 0
         self.hold: asyncio.Event | None = None
         self.asked: list[tuple[str, object]] = []
+        self.forgot: list[str] = []
 
     alive = True
 
@@ -42,6 +43,9 @@ class ScriptedEngine:
         if on_text is not None:
             on_text(text)
         return Reply(text, len(text), StopReason.END, 0.01, 0.02)
+
+    async def forget(self, conversation: str) -> None:
+        self.forgot.append(conversation)
 
     async def close(self) -> None:
         self.alive = False

@@ -241,10 +241,12 @@ def test_a_hint_is_what_the_judge_thinks_so_far(
     unhappy = chat.encode(roles.sentiment().labels[1])[0]
     example = teacher._judged("so good but awful", None)
     after = [len(chat.text(chat.encode("so good but awful")[:count])) for count in range(1, len(example.hints) + 1)]
-    thought = 1 / (1 + np.exp(-judge.running("so good but awful")[after]))
+    thought = 1 / (1 + np.exp(-judge.read("so good but awful")[0][after]))
     assert [odds[unhappy] for odds in example.hints.values()] == pytest.approx(thought)
     (target,) = example.targets.values()
     assert target[unhappy] == pytest.approx(thought[-1])
+    did = np.diff(judge.read("so good but awful")[1][[0, *after]])
+    assert list(example.effects.values()) == pytest.approx(did, abs=1e-5)
 
 
 def test_a_label_outweighs_a_judge_who_is_unsure(teacher: lessons.Teacher, chat: Chat) -> None:
@@ -303,11 +305,33 @@ def test_what_is_read_once_a_batch_changes_no_loss(
         )
         for example in teacher.conversations(3)
     ]
+    probe = torch.zeros(model.config.hidden_size)
     with torch.no_grad():
-        together = train.loss_of(model, examples, penalty).item()
+        together = train.loss_of(model, probe, examples, penalty).item()
         counts = [len(example.targets) for example in examples]
-        alone = [train.loss_of(model, [example], penalty).item() for example in examples]
+        alone = [train.loss_of(model, probe, [example], penalty).item() for example in examples]
     assert together == pytest.approx(sum(a * c for a, c in zip(alone, counts, strict=True)) / sum(counts), rel=0.02)
+
+
+def test_the_first_layers_heads_begin_with_the_words_before(words: Tokenizer) -> None:
+    torch.manual_seed(1)
+    model = Qwen2ForCausalLM._from_config(train._config(words), attn_implementation="eager")
+    train._look_back(model)
+    ids = torch.randint(100, (1, 30))
+    (seen,) = model(ids, output_attentions=True).attentions[0]
+    for head, distance in enumerate(train.LOOK_BACK):
+        for place in range(distance, 30):
+            assert seen[head, place].argmax() == place - distance
+            assert seen[head, place].max() > 0.5
+
+
+def test_what_a_word_did_to_the_mood_is_learned_from_the_first_layer(random_model: Path) -> None:
+    model = Qwen2ForCausalLM.from_pretrained(random_model, dtype=torch.float32)
+    example = lessons.Example([5, 6, 7, 8], {3: {9: 1.0}}, {at: {9: 1.0} for at in (1, 2)}, {1: 0.5, 2: -0.5})
+    hidden = model.model(torch.tensor([example.ids]), output_hidden_states=True).hidden_states[1][0]
+    right = torch.linalg.lstsq(hidden[[1, 2]], torch.tensor([[0.5], [-0.5]])).solution[:, 0]
+    read, unread = (train.loss_of(model, probe, [example]).item() for probe in (right, torch.zeros_like(right)))
+    assert unread - read == pytest.approx(train.EFFECT_WEIGHT * 0.125, rel=1e-3)
 
 
 def test_training_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

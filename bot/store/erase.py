@@ -1,0 +1,86 @@
+"""Erasing what a customer wrote and what was said to them. Functions on a session, so that they join a transaction.
+
+What was written goes at once. Where it went (the ids of chat and customer) stays for as long as something is still to
+be sent: that it is done, to the customer, and the emptied cards, to the agents. Then remove() takes away the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.orm import Session
+
+from bot.conversation import Owner, Reason
+from bot.messages import OutboundKind
+from bot.store import jobs
+from bot.store.jobs import JobState
+from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
+from bot.store.values import OutboundState
+
+
+def erase(session: Session, customer_id: int, asked: int, now: datetime, besides: JobRow) -> list[EscalationRow]:
+    """Everything a customer wrote up to the message `asked`, and all that was said to them, in every conversation.
+
+    Whoever works on one of them holds nothing any more, except for the job `besides`. Returns the escalations whose
+    cards agents have seen, which are to be shown anew, emptied.
+    """
+    theirs = session.scalars(select(ConversationRow).filter_by(customer_id=customer_id)).all()
+    ids = [row.id for row in theirs]
+    for row in theirs:
+        row.owner, row.origin, row.unreachable, row.erased_at = Owner.BOT, "", "", now
+    session.execute(update(CustomerRow).filter_by(id=customer_id).values(name="", language="", chosen=""))
+    seen = _empty_escalations(session, ids, now)
+    _forget_what_was_said(session, ids, besides)
+    session.execute(delete(MessageRow).where(MessageRow.conversation_id.in_(ids), MessageRow.id <= asked))
+    waiting = select(MessageRow.conversation_id).where(MessageRow.conversation_id.in_(ids), MessageRow.turn == 0)
+    for row in theirs:
+        if row.id in session.scalars(waiting).all():  # written while the wish was read: it goes on
+            row.erased_at = None
+            jobs.enqueue_attend(session, row.id, now)
+    return seen
+
+
+def remove(session: Session, customer_id: int) -> bool:
+    """Erased conversations themselves, where nothing is to be sent any more and nothing was written since.
+
+    With the last one goes who it was. Returns whether anything went.
+    """
+    session.flush()
+    to_do = select(JobRow.id).where(JobRow.conversation_id == ConversationRow.id, JobRow.state != JobState.DEAD)
+    theirs = select(ConversationRow.id).filter_by(customer_id=customer_id)
+    done = session.scalars(theirs.where(ConversationRow.erased_at.is_not(None), ~to_do.exists())).all()
+    for table in (JobRow, OutboundRow, EscalationRow, MessageRow):
+        session.execute(delete(table).where(table.conversation_id.in_(done)))
+    session.execute(delete(ConversationRow).where(ConversationRow.id.in_(done)))
+    if done and session.scalar(theirs.limit(1)) is None:
+        session.execute(delete(CustomerRow).filter_by(id=customer_id))
+    return bool(done)
+
+
+def _empty_escalations(session: Session, conversations: Sequence[int], now: datetime) -> list[EscalationRow]:
+    begun = select(OutboundRow.id).where(
+        OutboundRow.escalation_id == EscalationRow.id, OutboundRow.state != OutboundState.PENDING
+    )
+    called = select(EscalationRow).where(EscalationRow.conversation_id.in_(conversations))
+    seen = list(session.scalars(called.where(or_(EscalationRow.card_id != "", begun.exists()))).all())
+    for row in seen:
+        row.reason, row.message_id, row.resolved_at = Reason.ERASED, None, row.resolved_at or now
+    session.flush()
+    unseen = [row.id for row in session.scalars(called).all() if row not in seen]
+    waiting = select(OutboundRow.id).where(OutboundRow.escalation_id.in_(unseen))
+    session.execute(delete(JobRow).where(JobRow.outbound_id.in_(waiting)))
+    session.execute(delete(OutboundRow).where(OutboundRow.escalation_id.in_(unseen)))
+    session.execute(delete(EscalationRow).where(EscalationRow.id.in_(unseen)))
+    return seen
+
+
+def _forget_what_was_said(session: Session, conversations: Sequence[int], besides: JobRow) -> None:
+    """A card holds no text of its own: one that is on its way arrives, and is emptied by the next."""
+    said = select(OutboundRow.id).where(
+        OutboundRow.conversation_id.in_(conversations), OutboundRow.kind != OutboundKind.CARD
+    )
+    at_work = JobRow.conversation_id.in_(conversations) & JobRow.outbound_id.is_(None) & (JobRow.id != besides.id)
+    session.execute(delete(JobRow).where(or_(JobRow.outbound_id.in_(said), at_work)))
+    session.execute(delete(OutboundRow).where(OutboundRow.id.in_(said)))

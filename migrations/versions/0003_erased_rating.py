@@ -1,0 +1,16 @@
+"""When a customer had everything erased, and how a reply was rated."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("conversations", sa.Column("erased_at", sa.Integer(), nullable=True))
+    op.add_column("messages", sa.Column("rating", sa.Text(), nullable=False, server_default=""))
