@@ -13,7 +13,9 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
+from urllib.parse import parse_qs
 
 import aiohttp
 import structlog
@@ -40,12 +42,15 @@ from bot.messages import (
     OutboundMessage,
     Platform,
     Preview,
+    Rating,
+    rating_token,
 )
 
 log = structlog.get_logger(__name__)
 
-MAX_CHARS = 4_000
-"""Of one message, after escaping: Slack's advice for chat.postMessage, and the most that chat.update takes."""
+MAX_CHARS, BLOCK_CHARS = 4_000, 3_000
+"""Of one message, after escaping: Slack's advice for chat.postMessage, and the most that chat.update takes; and of one
+block of text, which a reply with buttons under it is."""
 ANSWER_S = 15
 """How long an answer of the Web API is waited for."""
 PING_S = 10.0
@@ -194,7 +199,7 @@ class SlackAdapter:
         if not self._is_slacks(headers, body):
             return 401, ""
         try:
-            posted = json.loads(body)
+            posted = json.loads(_unwrapped(body))
         except (ValueError, RecursionError):
             return 400, ""
         if isinstance(posted, dict) and posted.get("type") == "url_verification":
@@ -296,7 +301,8 @@ class SlackAdapter:
             words = re.sub("^(.+)", r"*\1*", words, count=1)
         if message.edits:
             return await self._client.chat_update(channel=message.address.chat, ts=message.edits, text=words)
-        return await self._client.chat_postMessage(
+        post = partial(
+            self._client.chat_postMessage,
             channel=message.address.chat,
             text=words,
             thread_ts=_thread(message),
@@ -304,6 +310,14 @@ class SlackAdapter:
             unfurl_media=False,
             metadata={"event_type": OUTBOUND, "event_payload": {"id": message.id}},
         )
+        if message.rateable:
+            try:
+                return await post(blocks=_with_thumbs(words, message.id))
+            except SlackApiError as error:
+                if error.response.get("error") not in ("invalid_blocks", "invalid_blocks_format"):
+                    raise
+                log.warning("slack does not take thumbs here: the answer goes without")
+        return await post()
 
     async def _find(self, message: OutboundMessage) -> str:
         """The ts under which Slack has `message`, "" when it has not. Nothing is sent, so nothing becomes unknown."""
@@ -336,7 +350,26 @@ class SlackAdapter:
         """Nothing yet: Slack shows a status only in threads of an assistant."""
 
     def split(self, text: str) -> Sequence[str]:
-        return cut(text, MAX_CHARS, lambda part: len(escape(part)))
+        return cut(text, BLOCK_CHARS, lambda part: len(escape(part)))
+
+
+def _with_thumbs(words: str, outbound_id: str) -> list[dict[str, Any]]:
+    def button(face: str, rating: Rating) -> dict[str, Any]:
+        return {"text": {"type": "plain_text", "text": face}, "value": rating_token(rating, outbound_id)}
+
+    thumbs = {
+        "type": "feedback_buttons",
+        "action_id": "rating",
+        "positive_button": button("👍", Rating.UP),
+        "negative_button": button("👎", Rating.DOWN),
+    }
+    said = {"type": "section", "text": {"type": "mrkdwn", "text": words, "verbatim": True}, "expand": True}
+    return [said, {"type": "context_actions", "elements": [thumbs]}]
+
+
+def _unwrapped(body: bytes) -> bytes:
+    """What people press is posted as a form with JSON in it, everything else as JSON."""
+    return parse_qs(body).get(b"payload", [body])[0] if body.startswith(b"payload=") else body
 
 
 def _thread(message: OutboundMessage) -> str | None:

@@ -7,7 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapters.text import as_command
-from bot.messages import MARKS, Address, Customer, Dropped, Edited, Event, InboundKind, InboundMessage, Platform
+from bot.messages import (
+    MARKS,
+    Address,
+    Customer,
+    Dropped,
+    Edited,
+    Event,
+    InboundKind,
+    InboundMessage,
+    Platform,
+    Rated,
+    read_rating,
+)
 
 _KEPT_SUBTYPES = ("", None, "file_share", "thread_broadcast")  # the last: a reply in a thread, also shown in the chat
 _MEDIA = {"image": "photo", "audio": "voice", "video": "video"}
@@ -22,6 +34,8 @@ def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str) -> Event
     A message in a channel comes as two events, `app_mention` and (where subscribed) `message`, with two event ids:
     so the message's own id is channel and ts. A Dropped keeps Slack's event id and cannot stand in the way.
     """
+    if body.get("type") == "block_actions":
+        return _rated(body, account)
     event = mapping(body, "event")
     if event and body.get("type") == "event_callback" and (edited := _edited(event, account, bot_user_id)):
         return edited
@@ -38,6 +52,16 @@ def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str) -> Event
         kind=kind,
         reply_to=thread,
     )
+
+
+def _rated(body: Mapping[str, Any], account: str) -> Event:
+    """A button under a message of ours was pressed: its value is what we gave it."""
+    actions, who = body.get("actions"), ident(mapping(body, "user"), "id")
+    pressed = actions[0] if isinstance(actions, list) and actions else None
+    rating = read_rating(ident(pressed, "value"))
+    if rating is None or not who:
+        return Dropped(Platform.SLACK, account, "not a button of ours")
+    return Rated(Platform.SLACK, account, who, rating[1], rating[0])
 
 
 def _not_for_us(body: Mapping[str, Any], event: Mapping[str, Any], bot_user_id: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 import structlog
-from telegram import LinkPreviewOptions, ReplyParameters
+from telegram import InlineKeyboardButton, InlineKeyboardMarkup, LinkPreviewOptions, ReplyParameters
 from telegram.constants import ChatAction, MessageLimit
 from telegram.error import (
     BadRequest,
@@ -55,13 +55,15 @@ from bot.messages import (
     OutboundMessage,
     Platform,
     Preview,
+    Rating,
+    rating_token,
 )
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-UPDATES = ["message", "edited_message"]
+UPDATES = ["message", "edited_message", "callback_query"]
 HEARTBEAT_S = 60.0
 """Between two questions how the webhook fares."""
 POLL_S = 30
@@ -105,6 +107,7 @@ class TelegramAdapter:
         self._inbox: Inbox | None = None
         self._pace = Pace()
         self._typing: dict[Address, float] = {}
+        self._noticing: set[asyncio.Task[None]] = set()
         self.last_contact: float | None = None
 
     async def run(self, inbox: Inbox) -> None:
@@ -129,6 +132,7 @@ class TelegramAdapter:
             return 400, ""
         try:
             await self._store(self._inbox, to_inbound(update, self._account, self._bot.username))
+            self._thank(update)
         except DatabaseUnavailable as error:
             log.error("cannot store, telegram keeps the messages", error=str(error))
             return 503, ""
@@ -227,8 +231,23 @@ class TelegramAdapter:
             except DatabaseUnavailable as error:
                 log.error("cannot store, telegram keeps the messages", error=str(error))
                 return cursor
+            self._thank(update)
             cursor = cursor if event.cursor is None else event.cursor
         return cursor
+
+    def _thank(self, update: Any) -> None:
+        """Who pressed a button waits, with a spinning wheel, for us to say that we noticed."""
+        pressed = update.get("callback_query") if isinstance(update, dict) else None
+        if isinstance(pressed, dict) and isinstance(pressed.get("id"), str):
+            task = asyncio.create_task(self._noticed(pressed["id"]))
+            self._noticing.add(task)
+            task.add_done_callback(self._noticing.discard)
+
+    async def _noticed(self, query: str) -> None:
+        try:
+            await self._bot.answer_callback_query(query, "🙏")
+        except TelegramError as error:  # too late, or Telegram is away: the wheel stops by itself
+            log.debug("a button's press was not answered", error=_words(error))
 
     async def _store(self, inbox: Inbox, event: Event) -> None:
         try:
@@ -301,6 +320,7 @@ class TelegramAdapter:
             message_thread_id=_number(address.thread),
             reply_parameters=ReplyParameters(reply_to, allow_sending_without_reply=True) if reply_to else None,
             link_preview_options=LinkPreviewOptions(is_disabled=True),
+            reply_markup=_thumbs(message.id) if message.rateable else None,
         )
         return str(sent.message_id)
 
@@ -316,6 +336,14 @@ class TelegramAdapter:
             if "message is not modified" not in error.message.lower():
                 raise
         return message.edits
+
+
+def _thumbs(outbound_id: str) -> InlineKeyboardMarkup:
+    faces = {Rating.UP: "👍", Rating.DOWN: "👎"}
+    buttons = [
+        InlineKeyboardButton(face, callback_data=rating_token(rating, outbound_id)) for rating, face in faces.items()
+    ]
+    return InlineKeyboardMarkup([buttons])
 
 
 def _is_private(address: Address) -> bool:

@@ -17,6 +17,8 @@ from bot.messages import (
     InboundMessage,
     Moved,
     Platform,
+    Rated,
+    read_rating,
 )
 
 COMMANDS: Mapping[str | None, Mapping[str, str]] = {
@@ -60,6 +62,8 @@ def to_inbound(update: object, account: str, bot_username: str) -> Event:
     The event is named by chat and message, not by update_id: Telegram starts again at a random update_id after a quiet
     week, and a number met twice would look like a redelivery. `cursor` is the update_id, None only when there is none.
     """
+    if pressed := _table(update, "callback_query"):
+        return _rated(pressed, _whole(update, "update_id"), account)
     edited = isinstance(update, Mapping) and _EDITED in update
     cursor, message = _whole(update, "update_id"), _table(update, _EDITED if edited else "message")
     old, new = _whole(_table(message, "chat"), "id"), _whole(message, "migrate_to_chat_id")
@@ -84,6 +88,14 @@ def to_inbound(update: object, account: str, bot_username: str) -> Event:
         reply_to=message_id if _in_group(message) else "",
         cursor=cursor,
     )
+
+
+def _rated(pressed: Mapping[str, object], cursor: int | None, account: str) -> Event:
+    """A button was pressed: data is what we gave it, unless somebody else made it up."""
+    rating, who = read_rating(_string(pressed, "data")), _whole(_table(pressed, "from"), "id")
+    if rating is None or who is None or cursor is None:
+        return Dropped(Platform.TELEGRAM, account, "not a button of ours", cursor=cursor)
+    return Rated(Platform.TELEGRAM, account, str(who), rating[1], rating[0], cursor)
 
 
 def find_here(updates: Sequence[object], bot_username: str) -> tuple[str, str] | None:

@@ -188,7 +188,15 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         adapters,
         terminal,
         Attendant(store, writer, engine, adapters, manners(settings), metrics, queue.wake),
-        Deliverer(store, writer, adapters, cards, metrics, lambda attempt: backoff(attempt, longest)),
+        Deliverer(
+            store,
+            writer,
+            adapters,
+            cards,
+            metrics,
+            lambda attempt: backoff(attempt, longest),
+            thumbs=settings.business.thumbs,
+        ),
         dict(_hooks(settings, adapters)),
     )
 

@@ -249,5 +249,6 @@ def slack_manifest(
     text = (files("adapters") / "slack_manifest.yaml").read_text(encoding="utf-8")
     if webhook:
         text = text.replace("socket_mode_enabled: true", "socket_mode_enabled: false")
-        text = text.replace("event_subscriptions:\n", f"event_subscriptions:\n    request_url: {webhook}\n")
+        for section in ("event_subscriptions", "interactivity"):
+            text = text.replace(f"{section}:\n", f"{section}:\n    request_url: {webhook}\n")
     typer.echo(text)

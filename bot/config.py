@@ -61,6 +61,7 @@ class Business(_Section):
     name: str = ""
     about: str = ""
     facts: tuple[str, ...] = ()
+    thumbs: bool = True
 
 
 class EngineSection(_Section):

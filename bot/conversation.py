@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from bot.messages import Address, Customer, InboundKind, Sentiment
+from bot.messages import Address, Customer, InboundKind, Rating, Sentiment
 
 
 class Owner(StrEnum):
@@ -73,7 +73,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the history. `sentiment` is None for what was never judged, `outcome` for what still waits."""
+    """One line of the history.
+
+    `sentiment` is None for what was never judged, `outcome` for what still waits, `rating` for what nobody rated.
+    """
 
     id: int
     author: Author
@@ -83,6 +86,7 @@ class Line:
     reply_to: str = ""
     sentiment: Sentiment | None = None
     outcome: Outcome | None = None
+    rating: Rating | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,10 @@ class Deliverer:
         metrics: Metrics,
         backoff: Callable[[int], timedelta],
         clock: Clock = utc_now,
+        thumbs: bool = True,
     ) -> None:
+        """`thumbs`: replies can be rated."""
+        self._thumbs = thumbs
         self._store = store
         self._writer = writer
         self._adapters = adapters
@@ -85,6 +88,8 @@ class Deliverer:
             raise Undeliverable(f"{message.address.platform} is not configured: enable it in config.toml")
         if message.maybe_sent and not adapter.asks_first and sending.unknowns > MAX_RESENDS:
             raise Undeliverable("sent more than once without an answer from the platform")
+        if not self._thumbs:
+            message = replace(message, rateable=False)
         if sending.escalation is not None:
             message = replace(message, text=self._cards.text(sending.escalation))
         try:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from bot.catalogue import language_of, say
 from bot.conversation import Author, Escalation, Line, Reason
-from bot.messages import Address, InboundKind
+from bot.messages import Address, InboundKind, Rating
 
+_THUMBS = {Rating.UP: "👍", Rating.DOWN: "👎"}
 MAX_QUOTE = 300
 """Characters of one line on a card."""
 
@@ -47,7 +48,8 @@ class CardWriter:
 
     def _line(self, line: Line, language: str) -> str:
         mood = f"{self._emoji(line.sentiment.label)} {line.sentiment.negative:.2f} " if line.sentiment else ""
-        return f"{mood}{say(f'author_{line.author}', language)}: {_quote(line)}"
+        rated = f" {_THUMBS[line.rating]}" if line.rating else ""
+        return f"{mood}{say(f'author_{line.author}', language)}: {_quote(line)}{rated}"
 
     def _language(self, escalation: Escalation) -> str:
         said = [line.text for line in escalation.recent if _is_wording(line)]

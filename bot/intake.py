@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from bot.errors import Stopping
-from bot.messages import Address, Dropped, Edited, Event, InboundKind, InboundMessage, Moved, Platform, Receipt
+from bot.messages import Address, Dropped, Edited, Event, InboundKind, InboundMessage, Moved, Platform, Rated, Receipt
 from bot.metrics import Metrics
 from bot.store.database import Writer
 from bot.store.store import Store
@@ -68,6 +68,8 @@ class Intake:
             return await self._edit(event)
         if isinstance(event, Moved):
             return await self._move(event)
+        if isinstance(event, Rated):
+            return await self._rate(event)
         message = self._cleaned(event)
         if reason := self._unwanted(message):
             address = event.address
@@ -110,6 +112,13 @@ class Intake:
         await self._writer(self._store.move, event)
         log.info("a chat has a new id", platform=event.platform, chat=event.chat, to=event.to)
         return Receipt.ACCEPTED
+
+    async def _rate(self, event: Rated) -> Receipt:
+        rated = await self._writer(self._store.rate, event)
+        if rated.receipt is Receipt.ACCEPTED:
+            self._metrics.rated(event.platform, event.rating)
+        log.info("rated", platform=event.platform, rating=event.rating, receipt=rated.receipt, message=rated.message_id)
+        return rated.receipt
 
     async def _drop(self, event: Dropped) -> Receipt:
         await self._writer(self._store.drop, event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -99,6 +100,25 @@ class Moved:
     cursor: int | None = None
 
 
+class Rating(StrEnum):
+    """What somebody thinks of a reply."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A button under one of our replies was pressed. `outbound_id` is the reply's OutboundMessage.id."""
+
+    platform: Platform
+    account: str
+    customer_id: str
+    outbound_id: str
+    rating: Rating
+    cursor: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """An event that is not for us (a bot's message, an unknown update type). It still moves the cursor.
@@ -113,7 +133,7 @@ class Dropped:
     cursor: int | None = None
 
 
-Event = InboundMessage | Edited | Moved | Dropped
+Event = InboundMessage | Edited | Moved | Rated | Dropped
 
 
 class Receipt(StrEnum):
@@ -138,7 +158,7 @@ class OutboundMessage:
 
     `edits` is the platform's id of an earlier message that this one replaces in place ("" for a new
     one). `maybe_sent` says that an earlier attempt ended without an answer: ask the platform first
-    where it can be asked.
+    where it can be asked. `rateable`: it goes out with a thumb up and a thumb down, which come back as Rated.
     """
 
     id: str
@@ -148,6 +168,7 @@ class OutboundMessage:
     reply_to: str = ""
     edits: str = ""
     maybe_sent: bool = False
+    rateable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +213,17 @@ class Check:
     what: str
     ok: bool
     detail: str = ""
+
+
+def rating_token(rating: Rating, outbound_id: str) -> str:
+    """What a button carries: 64 bytes at most, as Telegram wants it."""
+    return f"{rating}:{outbound_id}"
+
+
+def read_rating(token: str) -> tuple[Rating, str] | None:
+    """The rating and the outbound id of a button's token; None for anything else."""
+    found = re.fullmatch(f"({'|'.join(Rating)}):([0-9a-f]{{32}})", token)
+    return (Rating(found[1]), found[2]) if found else None
 
 
 class Inbox(Protocol):

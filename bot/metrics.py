@@ -17,6 +17,7 @@ class Metrics:
         self._outcomes = self._counter("outcomes", "Customer messages settled", "outcome")
         self._moods = self._counter("moods", "Moods read", "label")
         self._deliveries = self._counter("deliveries", "Attempts to deliver", "platform", "result")
+        self._ratings = self._counter("ratings", "Replies rated by customers", "platform", "rating")
         self._engine = Histogram(
             "frontdesk_engine_seconds", "Engine time per request", ["role"], buckets=_SECONDS, registry=self.registry
         )
@@ -40,6 +41,9 @@ class Metrics:
 
     def delivery(self, platform: str, result: str) -> None:
         self._deliveries.labels(platform, result).inc()
+
+    def rated(self, platform: str, rating: str) -> None:
+        self._ratings.labels(platform, rating).inc()
 
     def engine(self, role: str, seconds: float) -> None:
         self._engine.labels(role).observe(seconds)

@@ -48,7 +48,8 @@ def _events(trace: Trace) -> Iterator[tuple[datetime | None, str, str]]:
     judged = f"{mood.label}, negative {mood.negative:.3f} (threshold {mood.threshold}); " if mood else ""
     yield trace.settled_at, "settled", f"{judged}{trace.line.outcome or trace.job_error or 'waiting for the queue'}"
     for line in trace.answers:
-        yield line.at, f"said by {line.author}", line.text
+        rated = f" (rated {line.rating})" if line.rating else ""
+        yield line.at, f"said by {line.author}", line.text + rated
     if trace.escalation is not None:
         yield trace.escalation.opened_at, "human called", f"#{trace.escalation.id} {trace.escalation.reason}"
     for sent in trace.sent:

@@ -15,7 +15,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from bot.errors import LeaseLost
-from bot.store.schema import JobRow
+from bot.store.schema import JobRow, OutboundRow
 
 
 class JobKind(StrEnum):
@@ -68,6 +68,12 @@ def enqueue_delivery(session: Session, lane: str, conversation_id: int, outbound
     row.outbound_id = outbound_id
     session.add(row)
     session.flush()  # the id, and with it the place in the lane, is given now
+
+
+def is_last_part(session: Session, job: JobRow, row: OutboundRow) -> bool:
+    """Whether nothing more of the line that `row` is a part of is to be delivered after `job`."""
+    later = select(JobRow.id).join(OutboundRow, OutboundRow.id == JobRow.outbound_id)
+    return session.scalar(later.where(JobRow.id > job.id, OutboundRow.message_id == row.message_id).limit(1)) is None
 
 
 def _new(kind: JobKind, lane: str, conversation_id: int, now: datetime) -> JobRow:

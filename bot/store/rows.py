@@ -8,7 +8,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from bot.conversation import Author, Conversation, Escalation, Line, Outcome, Owner, Pace, Reason
-from bot.messages import Address, Customer, InboundKind, OutboundKind, Platform, Sentiment
+from bot.messages import Address, Customer, InboundKind, OutboundKind, Platform, Rating, Sentiment
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, MessageRow, OutboundRow
 from bot.store.values import OutboundState, Sent
 
@@ -39,6 +39,7 @@ def to_line(row: MessageRow) -> Line:
         row.reply_to,
         sentiment,
         Outcome(row.outcome) if row.outcome else None,
+        Rating(row.rating) if row.rating else None,
     )
 
 

@@ -22,6 +22,7 @@ from bot.messages import (
     OutboundKind,
     OutboundMessage,
     Platform,
+    Rated,
     Receipt,
 )
 from bot.store import erase, jobs, rows
@@ -126,6 +127,20 @@ class Store:
                     row.chat = event.to
             waiting = update(OutboundRow).filter_by(platform=event.platform, chat=event.chat)
             session.execute(waiting.where(OutboundRow.state.in_(open_states)).values(chat=event.to))
+
+    def rate(self, event: Rated) -> Accepted:
+        """What the customer thinks of a reply. Buttons can be pressed by anybody who sees them: only theirs counts."""
+        with self._begin() as session:
+            self._advance(session, event.platform, event.account, event.cursor)
+            row = session.get(OutboundRow, event.outbound_id)
+            if row is None or row.message_id is None or not self._is_theirs(session, row, event):
+                return Accepted(Receipt.DROPPED)
+            session.get_one(MessageRow, row.message_id).rating = event.rating
+            return Accepted(Receipt.ACCEPTED, row.message_id, row.conversation_id)
+
+    def _is_theirs(self, session: Session, row: OutboundRow, event: Rated) -> bool:
+        who = rows.conversation(session, row.conversation_id)
+        return (who.address.platform, who.customer.id) == (event.platform, event.customer_id)
 
     def drop(self, event: Dropped) -> None:
         """Only the cursor moves."""
@@ -372,13 +387,13 @@ class Store:
             if state is OutboundState.SENDING:  # the process died in the middle of an attempt
                 row.unknowns += 1
             row.state = OutboundState.SENDING
-            return self._sending(session, row, maybe_sent=state is not OutboundState.PENDING)
+            return self._sending(session, row, job, maybe_sent=state is not OutboundState.PENDING)
 
     def _must_be_silent(self, session: Session, row: OutboundRow) -> bool:
         owner = session.get_one(ConversationRow, row.conversation_id).owner
         return row.kind == OutboundKind.REPLY and owner == Owner.HUMAN
 
-    def _sending(self, session: Session, row: OutboundRow, maybe_sent: bool) -> Sending:
+    def _sending(self, session: Session, row: OutboundRow, job: JobRow, maybe_sent: bool) -> Sending:
         called = session.get(EscalationRow, row.escalation_id) if row.escalation_id is not None else None
         message = OutboundMessage(
             id=row.id,
@@ -388,6 +403,7 @@ class Store:
             reply_to=row.reply_to,
             edits=called.card_id if called else "",
             maybe_sent=maybe_sent,
+            rateable=row.kind == OutboundKind.REPLY and jobs.is_last_part(session, job, row),
         )
         card = rows.escalation(session, called) if called else None
         return Sending(message, card, row.unknowns, row.created_at)

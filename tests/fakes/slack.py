@@ -70,6 +70,7 @@ class Event:
     body: dict[str, Any]
     envelopes: list[str] = field(default_factory=list)
     acks: list[dict[str, Any]] = field(default_factory=list)
+    kind: str = "events_api"
 
     @property
     def id(self) -> str:
@@ -136,6 +137,25 @@ class FakeSlack(Workspace):
         """`user` writes "<@BOT> " + text in a channel; the twin `message` event is deliver(twin_of(event))."""
         said = self.say(channel, user, f"<@{self.bot_user}> {text}", thread_ts, **more)
         return await self.deliver({"type": "app_mention", **said})
+
+    async def press(self, message: Mapping[str, Any], user: str, *, up: bool) -> Event:
+        """`user` presses a thumb under a message of the bot."""
+        (thumbs,) = [each for block in message["blocks"] for each in block.get("elements", [])]
+        button = thumbs["positive_button" if up else "negative_button"]
+        pressed = {"type": "feedback_buttons", "action_id": thumbs["action_id"], "value": button["value"]}
+        body = {
+            "type": "block_actions",
+            "team": {"id": self.team, "domain": "fake"},
+            "user": {"id": user, "username": user.lower(), "team_id": self.team},
+            "api_app_id": "A0FAKE",
+            "channel": {"id": message["channel"], "name": "directmessage"},
+            "message": {"ts": message["ts"], "text": message["text"]},
+            "actions": [pressed],
+        }
+        happened = Event(body, kind="interactive")
+        self.events.append(happened)
+        await self._tell(happened)
+        return happened
 
     def twin_of(self, mention: Event) -> dict[str, Any]:
         """The `message` event of the same message, for apps that subscribed to message.channels."""
@@ -244,7 +264,7 @@ class FakeSlack(Workspace):
         self._by_envelope[envelope_id] = event
         envelope = {
             "envelope_id": envelope_id,
-            "type": "events_api",
+            "type": event.kind,
             "payload": event.body,
             "accepts_response_payload": False,
             "retry_attempt": len(event.envelopes),

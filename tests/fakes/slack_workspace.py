@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,7 +38,17 @@ METHODS: Mapping[str, tuple[set[str], set[str]]] = {
     "auth.test": (set(), set()),
     "chat.postMessage": (
         {"channel", "text"},
-        {"thread_ts", "metadata", "unfurl_links", "unfurl_media", "mrkdwn", "parse", "link_names", "reply_broadcast"},
+        {
+            "blocks",
+            "thread_ts",
+            "metadata",
+            "unfurl_links",
+            "unfurl_media",
+            "mrkdwn",
+            "parse",
+            "link_names",
+            "reply_broadcast",
+        },
     ),
     "chat.update": ({"channel", "ts", "text"}, {"metadata", "parse", "link_names"}),
     "conversations.history": (
@@ -129,6 +140,7 @@ class Workspace:
             raise Refused("thread_not_found")
         said = self.say(channel.id, self.bot_user, _sized(parameters, 40_000), thread, bot_id=self.bot_id)
         said["metadata"] = parameters.get("metadata", {})
+        said["blocks"] = _blocks(parameters)
         return {"channel": channel.id, "ts": said["ts"], "message": said}
 
     def _chat_update(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -170,6 +182,15 @@ class Workspace:
         self._writable(parameters["channel_id"])
         self.statuses.append(parameters)
         return {}
+
+
+def _blocks(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    found = parameters.get("blocks") or []
+    blocks: list[dict[str, Any]] = json.loads(found) if isinstance(found, str) else found
+    for block in blocks:
+        if block["type"] not in ("section", "context_actions") or len(block.get("text", {}).get("text", "")) > 3_000:
+            raise Refused("invalid_blocks")
+    return blocks
 
 
 def _sized(parameters: dict[str, Any], most: int) -> str:

@@ -106,6 +106,7 @@ class FakeTelegram(Chats):
             "setMyCommands": self.set_my_commands,
             "sendMessage": self.send_message,
             "editMessageText": self.edit_message_text,
+            "answerCallbackQuery": self.answer_callback_query,
             "sendChatAction": self.send_chat_action,
             "sendMessageDraft": self.send_message_draft,
             "getChat": self.get_chat,
@@ -150,6 +151,16 @@ class FakeTelegram(Chats):
         user = {"id": user_id or max(chat_id, 1), "is_bot": False, "first_name": name, "language_code": language}
         message = {"message_id": message_id, "date": int(time.time()), "chat": about(chat), "from": user}
         return self.push(message=message | ({"text": text} if text else {}) | more)
+
+    def presses(self, sent: Sent, label: str, *, user_id: int = 0) -> int:
+        """A person presses the button `label` under a message of the bot. Returns the update_id."""
+        rows = sent.params["reply_markup"]["inline_keyboard"]
+        (button,) = [button for row in rows for button in row if button["text"] == label]
+        query = {"id": str(next(self._message_ids)), "chat_instance": "1", "data": button["callback_data"]}
+        user = {"id": user_id or max(sent.chat, 1), "is_bot": False, "first_name": "Li Wei"}
+        self.open_queries.add(query["id"])
+        message = {"message_id": sent.message_id, "date": int(time.time()), "chat": about(self.chats[sent.chat])}
+        return self.push(callback_query=query | {"from": user, "message": message})
 
     def add_group(
         self,

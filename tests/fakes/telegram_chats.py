@@ -56,6 +56,8 @@ class Chats:
         self.blocked: set[int] = set()
         self.actions: list[tuple[int, int | None, str]] = []
         self.drafts: list[tuple[int, int, str]] = []
+        self.open_queries: set[str] = set()
+        self.noticed: list[str] = []
         self.commands: dict[str, list[Params]] = {}
         self._sent: list[Sent] = []
         self._message_ids = itertools.count(1)
@@ -103,6 +105,13 @@ class Chats:
         if not params["draft_id"]:
             raise Refused(400, "Bad Request: draft_id must be non-zero")
         self.drafts.append((chat.id, params["draft_id"], _checked(params["text"])))
+        return True
+
+    def answer_callback_query(self, params: Params) -> bool:
+        if params["callback_query_id"] not in self.open_queries:
+            raise Refused(400, "Bad Request: query is too old and response timeout expired or query ID is invalid")
+        self.open_queries.remove(params["callback_query_id"])
+        self.noticed.append(params.get("text", ""))
         return True
 
     def set_my_commands(self, params: Params) -> bool:

@@ -19,7 +19,7 @@ from bot.deliver import Deliverer
 from bot.errors import ChatMoved, OutcomeUnknown, RetryLater, Stopping, Undeliverable
 from bot.escalate import CardWriter
 from bot.intake import Intake
-from bot.messages import Address, Dropped, Edited, InboundKind, OutboundKind, Platform, Receipt
+from bot.messages import Address, Dropped, Edited, InboundKind, OutboundKind, Platform, Rated, Rating, Receipt
 from bot.metrics import Metrics
 from bot.queue.embedded import EmbeddedQueue, backoff
 from bot.store.database import Writer
@@ -111,6 +111,17 @@ async def test_a_calm_message_is_answered_and_nobody_is_called(house: House) -> 
     assert house.telegram.said() == ["answer to: 几点开门？"]
     assert house.slack.sent == []
     assert house.outcomes() == [Outcome.ANSWERED]
+
+
+async def test_agents_see_on_the_card_how_an_answer_was_rated(house: House) -> None:
+    await house.hears("几点开门？", event="1")
+    answer = house.telegram.sent[0]
+    assert answer.rateable
+    rated = Rated(Platform.TELEGRAM, "1", "c1", answer.id, Rating.DOWN)
+    assert await house.intake.receive(rated) is Receipt.ACCEPTED
+    await house.hears("太差了", event="2")
+    assert "机器人: answer to: 几点开门？ 👎" in house.slack.sent[0].text
+    assert b'frontdesk_ratings_total{platform="telegram",rating="down"} 1.0' in house.metrics.render()
 
 
 async def test_an_angry_message_is_answered_and_a_card_with_everything_goes_to_the_agents(house: House) -> None:

@@ -15,7 +15,17 @@ import pytest
 import adapters.slack
 from adapters.slack import SlackAdapter
 from bot.errors import ConfigError, DatabaseUnavailable, Undeliverable
-from bot.messages import Address, Dropped, InboundMessage, OutboundKind, OutboundMessage, Platform, Receipt
+from bot.messages import (
+    Address,
+    Dropped,
+    InboundMessage,
+    OutboundKind,
+    OutboundMessage,
+    Platform,
+    Rated,
+    Rating,
+    Receipt,
+)
 from tests.conftest import until
 from tests.fakes.slack import FakeSlack, Fault
 
@@ -26,13 +36,13 @@ class StubInbox:
     """Keeps what it receives. `open` cleared: receiving takes its time; `error` set: nothing is stored."""
 
     def __init__(self) -> None:
-        self.received: list[InboundMessage | Dropped] = []
+        self.received: list[InboundMessage | Rated | Dropped] = []
         self.waiting = self.failed = 0
         self.open = asyncio.Event()
         self.open.set()
         self.error: Exception | None = None
 
-    async def receive(self, event: InboundMessage | Dropped) -> Receipt:
+    async def receive(self, event: InboundMessage | Rated | Dropped) -> Receipt:
         self.waiting += 1
         await self.open.wait()
         self.waiting -= 1
@@ -89,6 +99,16 @@ async def running(slack: FakeSlack, inbox: StubInbox) -> AsyncIterator[SlackAdap
 
 
 # -- acknowledged only when stored
+
+
+@pytest.mark.parametrize(("up", "rating"), [(True, Rating.UP), (False, Rating.DOWN)])
+async def test_a_pressed_thumb_is_a_rating(slack: FakeSlack, inbox: StubInbox, up: bool, rating: Rating) -> None:
+    slack.add_channel("DU1")
+    async with running(slack, inbox) as adapter:
+        address = Address(Platform.SLACK, "T0FAKE", "DU1")
+        await adapter.send(OutboundMessage("a" * 32, OutboundKind.REPLY, address, "hi", rateable=True))
+        await slack.acked(await slack.press(slack.by_bot("DU1")[0], "U1", up=up))
+    assert inbox.received == [Rated(Platform.SLACK, "T0FAKE", "U1", "a" * 32, rating)]
 
 
 async def test_a_message_is_received_under_our_account_and_acknowledged_once(

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import adapters.slack
-from adapters.slack import MAX_CHARS, OUTBOUND, SlackAdapter, check, escape, find_channels
+from adapters.slack import BLOCK_CHARS, MAX_CHARS, OUTBOUND, SlackAdapter, check, escape, find_channels
 from bot.errors import ConfigError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.messages import Address, OutboundKind, OutboundMessage, Platform, Preview
 from tests.fakes.slack import FakeSlack, Fault
@@ -36,8 +38,8 @@ def adapter(slack: FakeSlack) -> SlackAdapter:
     return SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url)
 
 
-def outbound(text: str = "hello", chat: str = "DU1", **more: Any) -> OutboundMessage:
-    return OutboundMessage("o1", OutboundKind.REPLY, Address(Platform.SLACK, "T0FAKE", chat), text, **more)
+def outbound(text: str = "hello", chat: str = "DU1", id: str = "o1", **more: Any) -> OutboundMessage:
+    return OutboundMessage(id, OutboundKind.REPLY, Address(Platform.SLACK, "T0FAKE", chat), text, **more)
 
 
 # -- where, and how
@@ -52,6 +54,31 @@ async def test_an_answer_arrives_where_the_customer_wrote(slack: FakeSlack, adap
     assert delivery.platform_id == threaded["ts"]
     assert threaded["metadata"] == {"event_type": OUTBOUND, "event_payload": {"id": "o1"}}
     assert adapter.last_contact is not None
+
+
+async def test_under_an_answer_that_can_be_rated_are_two_thumbs(slack: FakeSlack, adapter: SlackAdapter) -> None:
+    slack.add_channel("DU1")
+    await adapter.send(outbound("a < b", id="a" * 32, rateable=True))
+    said, thumbs = slack.by_bot("DU1")[0]["blocks"]
+    assert (said["text"]["text"], said["text"]["verbatim"]) == ("a &lt; b", True)
+    (buttons,) = thumbs["elements"]
+    assert buttons["positive_button"]["value"] == f"up:{'a' * 32}"
+    assert buttons["negative_button"]["value"] == f"down:{'a' * 32}"
+
+
+async def test_where_slack_takes_no_thumbs_the_answer_goes_without(slack: FakeSlack, adapter: SlackAdapter) -> None:
+    slack.add_channel("DU1")
+    slack.fail(POST, Fault(error="invalid_blocks"))
+    await adapter.send(outbound("hi", rateable=True))
+    (sent,) = slack.by_bot("DU1")
+    assert (sent["text"], sent["blocks"]) == ("hi", [])
+
+
+@given(st.text(alphabet="a <&\n。", min_size=1, max_size=9_000))
+@settings(max_examples=30)
+def test_each_part_of_an_answer_fits_into_a_block(text: str) -> None:
+    parts = SlackAdapter(BOT_TOKEN, APP_TOKEN).split(text)
+    assert all(len(escape(part)) <= BLOCK_CHARS for part in parts)
 
 
 async def test_an_answer_in_a_channel_goes_to_its_thread(slack: FakeSlack, adapter: SlackAdapter) -> None:

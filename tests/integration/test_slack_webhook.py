@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from slack_sdk.signature import SignatureVerifier
 from adapters import slack as slack_adapter
 from adapters.slack import SlackAdapter
 from bot.errors import ConfigError, DatabaseUnavailable, Stopping
-from bot.messages import Dropped, InboundMessage
+from bot.messages import Dropped, InboundMessage, Rated, Rating
 from tests.conftest import until
 from tests.fakes.door import open_door
 from tests.fakes.slack import FakeSlack
@@ -84,6 +85,16 @@ async def test_what_is_posted_is_stored_and_then_acknowledged(
     assert (await post(door, ["junk"])).status_code == 200
     assert [type(each) for each in inbox.received] == [InboundMessage, Dropped, Dropped]
     assert slack.connections == 0
+
+
+async def test_what_people_press_comes_as_a_form(door: httpx.AsyncClient, inbox: StubInbox) -> None:
+    action = {"type": "feedback_buttons", "value": f"down:{'b' * 32}"}
+    pressed = {"type": "block_actions", "user": {"id": "U1"}, "team": {"id": "T0FAKE"}, "actions": [action]}
+    assert (await post(door, urlencode({"payload": json.dumps(pressed)}).encode())).status_code == 200
+    assert (await post(door, b"payload=junk")).status_code == 400
+    (rated,) = inbox.received
+    assert isinstance(rated, Rated)
+    assert (rated.customer_id, rated.rating, rated.outbound_id) == ("U1", Rating.DOWN, "b" * 32)
 
 
 @pytest.mark.parametrize(

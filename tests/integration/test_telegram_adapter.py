@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,8 @@ from bot.messages import (
     OutboundKind,
     OutboundMessage,
     Platform,
+    Rated,
+    Rating,
     Receipt,
 )
 from tests.conftest import until
@@ -42,12 +45,12 @@ class RecordingInbox:
     """Keeps events in order and answers as the store would; `refuse` maps a text to the errors it meets on its way."""
 
     def __init__(self) -> None:
-        self.events: list[InboundMessage | Dropped] = []
+        self.events: list[InboundMessage | Rated | Dropped] = []
         self.stored: int | None = None
         self.refuse: dict[str, list[Exception]] = {}
         self.attempts = 0
 
-    async def receive(self, event: InboundMessage | Dropped) -> Receipt:
+    async def receive(self, event: InboundMessage | Rated | Dropped) -> Receipt:
         self.attempts += 1
         text = getattr(event, "text", "")
         if self.refuse.get(text):
@@ -121,6 +124,32 @@ def reply(text: str = "good morning", *, chat: int = CHAT, thread: str = "", **m
 
 
 # -- receiving -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("label", "rating"), [("👍", Rating.UP), ("👎", Rating.DOWN)])
+async def test_a_pressed_thumb_is_a_rating_and_whoever_pressed_it_is_told(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox, label: str, rating: Rating
+):
+    server.customer_writes(CHAT, "hello")
+    await adapter.send(replace(reply(), id="a" * 32, rateable=True))
+    async with running(adapter, inbox):
+        server.presses(server.sent(CHAT)[0], label)
+        await server.until(lambda: bool(server.noticed))
+        await server.confirmed()
+    assert inbox.events[-1] == Rated(
+        Platform.TELEGRAM, BOT, str(CHAT), "a" * 32, rating, cursor=inbox.events[-1].cursor
+    )
+
+
+@pytest.mark.parametrize("data", ["", "up:1", "sideways:" + "a" * 32, "up:" + "A" * 32, None])
+async def test_a_button_that_is_not_ours_is_dropped(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox, data: str | None
+):
+    query = {"id": "1", "from": {"id": 7, "is_bot": False, "first_name": "Li"}, "chat_instance": "1"}
+    async with running(adapter, inbox):
+        server.push(callback_query=query | ({"data": data} if data is not None else {}))
+        await server.confirmed()
+    assert isinstance(inbox.events[0], Dropped)
 
 
 async def test_messages_arrive_in_order_and_are_confirmed(
@@ -369,7 +398,7 @@ async def test_only_updates_that_are_handled_are_asked_for(
     async with running(adapter, inbox):
         await until(lambda: bool(server.offsets))
     asked = [params for name, params in server.calls if name == "getUpdates"]
-    assert asked[0] == {"timeout": 2, "allowed_updates": ["message", "edited_message"]}
+    assert asked[0] == {"timeout": 2, "allowed_updates": ["message", "edited_message", "callback_query"]}
 
 
 async def test_sends_go_out_while_a_poll_is_open(server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -62,6 +63,17 @@ async def test_a_reply_is_plain_text_without_previews(server: FakeTelegram, adap
     assert (delivery.platform_id, sent.text) == (str(sent.message_id), text)
     assert sent.params == {"chat_id": chat, "text": text, "link_preview_options": {"is_disabled": True}}
     assert adapter.last_contact is not None
+
+
+async def test_under_an_answer_that_can_be_rated_are_two_thumbs(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int
+):
+    await adapter.send(replace(reply(), id="a" * 32, rateable=True))
+    keyboard = server.sent(chat)[0].params["reply_markup"]["inline_keyboard"]
+    assert [(each["text"], each["callback_data"]) for row in keyboard for each in row] == [
+        ("👍", f"up:{'a' * 32}"),
+        ("👎", f"down:{'a' * 32}"),
+    ]
 
 
 async def test_in_a_topic_of_a_group_the_answer_goes_to_the_message_there(

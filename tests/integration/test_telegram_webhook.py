@@ -74,7 +74,7 @@ async def test_the_webhook_is_registered_with_a_secret_and_one_connection_so_tha
 ) -> None:
     (asked,) = [params for name, params in server.calls if name == "setWebhook"]
     assert (asked["url"], asked["max_connections"]) == (HOOK, 1)
-    assert asked["allowed_updates"] == ["message", "edited_message"]
+    assert asked["allowed_updates"] == ["message", "edited_message", "callback_query"]
     assert len(asked["secret_token"]) >= 32
     assert server.count("getUpdates") == 0
     await until(lambda: adapter.last_contact is not None)

@@ -54,6 +54,7 @@ def test_for_a_webhook_slack_is_told_the_address_and_opens_no_socket() -> None:
     done = CliRunner().invoke(app, ["slack", "manifest", "--webhook", "https://shop.example/slack"])
     settings = yaml.safe_load(done.output)["settings"]
     assert settings["socket_mode_enabled"] is False
+    assert settings["interactivity"] == {"is_enabled": True, "request_url": "https://shop.example/slack"}
     assert settings["event_subscriptions"] == {
         "request_url": "https://shop.example/slack",
         "bot_events": ["app_mention", "message.im"],

@@ -18,6 +18,8 @@ from bot.messages import (
     Moved,
     OutboundKind,
     Platform,
+    Rated,
+    Rating,
     Receipt,
     Sentiment,
 )
@@ -68,6 +70,41 @@ def test_the_cursor_follows_a_platform_that_starts_to_count_anew(store: Store) -
     store.drop(Dropped(Platform.TELEGRAM, "1", "unknown update", cursor=9))
     store.drop(Dropped(Platform.TELEGRAM, "1", "unknown update", cursor=3))
     assert store.cursor(Platform.TELEGRAM, "1") == 3
+
+
+def rated(outbound_id: str, customer: str = "c1") -> Rated:
+    return Rated(Platform.TELEGRAM, "1", customer, outbound_id, Rating.DOWN)
+
+
+def test_a_rating_is_kept_with_the_reply(store: Store, engine: Engine) -> None:
+    store.accept(inbound())
+    answered(store, claimed(store), "good morning")
+    claim, sending = begun(store)
+    store.sent(claim, Delivery("1"))
+    assert store.rate(rated(sending.message.id)).receipt is Receipt.ACCEPTED
+    assert [line.rating for line in Reader(engine).history(inbound().address, "c1")] == [None, Rating.DOWN]
+
+
+def test_only_the_customers_own_rating_counts(store: Store) -> None:
+    store.accept(inbound())
+    answered(store, claimed(store), "good morning")
+    _, sending = begun(store)
+    assert store.rate(rated(sending.message.id, customer="c2")).receipt is Receipt.DROPPED
+    assert store.rate(rated("f" * 32)).receipt is Receipt.DROPPED
+
+
+def test_only_the_last_part_of_a_reply_can_be_rated_and_no_notice(store: Store) -> None:
+    store.accept(inbound())
+    claim = claimed(store)
+    verdicts = tuple(Verdict(line.id, Outcome.ANSWERED) for line in store.waiting(claim).lines)
+    says = (Say(OutboundKind.REPLY, ("one", "two")), Say(OutboundKind.NOTICE, ("three",)))
+    store.finish(claim, Settlement(verdicts, says))
+    found = {}
+    for _ in range(3):
+        claim, sending = begun(store)
+        store.sent(claim, Delivery("1"))
+        found[sending.message.text] = sending.message.rateable
+    assert found == {"one": False, "two": True, "three": False}
 
 
 def test_two_people_in_one_group_never_share_a_history(store: Store) -> None:
