@@ -94,7 +94,8 @@ class Attendant:
                 return self._shed(waiting)
             moods, reply = await self._ask_engine(waiting)
         heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
-        decision = decide(heard, waiting.conversation.owner, self._manners.keywords)
+        told = any(line.cut for line in waiting.history)
+        decision = decide(heard, waiting.conversation.owner, self._manners.keywords, told)
         verdicts = _verdicts(heard, decision.call, Outcome.SILENT if silent else Outcome.ANSWERED)
         if decision.language:
             waiting = _speaking(waiting, decision.language)

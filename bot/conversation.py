@@ -76,6 +76,7 @@ class Line:
     """One line of the history.
 
     `sentiment` is None for what was never judged, `outcome` for what still waits, `rating` for what nobody rated.
+    `cut`: the end is missing.
     """
 
     id: int
@@ -87,6 +88,7 @@ class Line:
     sentiment: Sentiment | None = None
     outcome: Outcome | None = None
     rating: Rating | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Intake:
             receipt=accepted.receipt,
             message=accepted.message_id,
             conversation=accepted.conversation_id,
-            cut=len(event.text) > len(message.text) >= self._max_chars,
+            cut=message.cut,
         )
         if accepted.receipt is Receipt.ACCEPTED:
             self._on_accepted()
@@ -138,4 +138,6 @@ class Intake:
     def _cleaned(self, message: InboundMessage) -> InboundMessage:
         name = clean(message.customer.name, 200).replace("\n", " ")
         customer = replace(message.customer, name=name, language=clean(message.customer.language, 35))
-        return replace(message, customer=customer, text=clean(message.text, self._max_chars))
+        text = clean(message.text, self._max_chars + 1)
+        kept = text[: self._max_chars].rstrip()
+        return replace(message, customer=customer, text=kept, cut=len(text) > self._max_chars)

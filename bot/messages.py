@@ -66,6 +66,7 @@ class InboundMessage:
     account and stays the same when the platform delivers again. `reply_to` is the platform's
     handle for where the answer goes (a message id, a thread ts), "" when the chat is enough.
     `cursor` is the platform's position to store together with this event (Telegram's update_id).
+    `cut`: the end of a text that was too long is missing.
     """
 
     address: Address
@@ -75,6 +76,7 @@ class InboundMessage:
     kind: InboundKind = InboundKind.TEXT
     reply_to: str = ""
     cursor: int | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,11 @@ class Decision:
     forget: bool = False
 
 
-def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str]) -> Decision:
+def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str], told_too_long: bool = False) -> Decision:
     """Answer, escalate, or both. A customer who is heard by the bot always gets an answer of some kind; and whoever
     owns the conversation, what was written can be erased.
+
+    `told_too_long`: the customer was told before that we read only the beginning of a long message.
     """
     if forgets([each.line for each in heard]):
         return Decision(False, ("forgotten",), forget=True)
@@ -64,6 +66,8 @@ def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str]) -> Dec
     notices = [notice for each in heard if (notice := _notice(each.line, owner)) is not None]
     answer = needs_model([each.line for each in heard], keywords)
     chosen = [language for each in heard if (language := _chosen(each.line))]
+    if not told_too_long and any(each.line.cut for each in heard):
+        notices.append("too_long")
     before = tuple(dict.fromkeys(notices))
     return Decision(answer, before, _hand_over(call, owner), call, chosen[-1] if chosen else "")
 

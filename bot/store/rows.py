@@ -40,6 +40,7 @@ def to_line(row: MessageRow) -> Line:
         sentiment,
         Outcome(row.outcome) if row.outcome else None,
         Rating(row.rating) if row.rating else None,
+        bool(row.cut),
     )
 
 

@@ -110,6 +110,7 @@ class MessageRow(Base):
     negative: Mapped[float | None]
     threshold: Mapped[float | None]
     rating: Mapped[str] = mapped_column(server_default="", default="")
+    cut: Mapped[int] = mapped_column(server_default="0", default=0)
 
 
 class EscalationRow(Base):

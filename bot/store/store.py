@@ -78,6 +78,7 @@ class Store:
                 conversation.origin = message.text.removeprefix("start ")
             row = self._line(conversation, Author.CUSTOMER, message.text, turn=0)
             row.event_id, row.kind, row.reply_to = message.event_id, message.kind, message.reply_to
+            row.cut = int(message.cut)
             session.add(row)
             session.flush()
             jobs.enqueue_attend(session, conversation.id, row.at)

@@ -113,6 +113,14 @@ async def test_a_calm_message_is_answered_and_nobody_is_called(house: House) -> 
     assert house.outcomes() == [Outcome.ANSWERED]
 
 
+async def test_who_writes_too_long_a_message_is_told_once(house: House) -> None:
+    await house.hears("long " * 1_000, event="1")
+    await house.hears("long " * 1_000, event="2")
+    said = house.telegram.said()
+    assert said.count(say("too_long", "en")) == 1
+    assert len([each for each in said if each.startswith("answer to: long")]) == 2
+
+
 async def test_agents_see_on_the_card_how_an_answer_was_rated(house: House) -> None:
     await house.hears("几点开门？", event="1")
     answer = house.telegram.sent[0]
@@ -327,7 +335,7 @@ async def test_a_message_without_words_is_dropped_and_the_cursor_moves(house: Ho
 )
 async def test_hostile_text_is_cleaned_and_answered(house: House, text: str, kept: str) -> None:
     await house.hears(text)
-    assert house.telegram.said() == [f"answer to: {kept}"]
+    assert house.telegram.said(OutboundKind.REPLY) == [f"answer to: {kept}"]
 
 
 async def test_a_dropped_event_moves_the_cursor_and_loses_no_neighbour(house: House) -> None:
