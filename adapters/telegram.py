@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 
 import httpx
 import structlog
-from telegram import InlineKeyboardButton, InlineKeyboardMarkup, LinkPreviewOptions, ReplyParameters
+from telegram import (
+    BotCommandScopeAllGroupChats,
+    BotCommandScopeAllPrivateChats,
+    InlineKeyboardButton,
+    InlineKeyboardMarkup,
+    LinkPreviewOptions,
+    ReplyParameters,
+)
 from telegram.constants import ChatAction, MessageLimit
 from telegram.error import (
     BadRequest,
@@ -33,7 +40,7 @@ from telegram.ext import ExtBot
 from telegram.request import HTTPXRequest
 
 from adapters.pace import Limit, Pace
-from adapters.telegram_updates import COMMANDS, GROUPS, find_here, to_inbound
+from adapters.telegram_updates import COMMANDS, GROUPS, IN_GROUPS, find_here, to_inbound
 from adapters.text import split, utf16_length
 from bot.errors import (
     ChatMoved,
@@ -81,6 +88,7 @@ DRAFT_S = 0.35
 TYPING_S = 3.0
 """Telegram shows "typing" for five seconds: it is renewed after three, never sooner."""
 
+_PRIVATE, _GROUP_SCOPE = BotCommandScopeAllPrivateChats(), BotCommandScopeAllGroupChats()
 _PROOF = "x-telegram-bot-api-secret-token"
 """The header that shows that a post comes from Telegram."""
 _REFUSED = (
@@ -294,7 +302,8 @@ class TelegramAdapter:
     async def _show_commands(self) -> None:
         try:
             for language, commands in COMMANDS.items():
-                await self._bot.set_my_commands(list(commands.items()), language_code=language)
+                for scope, menu in ((_PRIVATE, commands), (_GROUP_SCOPE, {name: commands[name] for name in IN_GROUPS})):
+                    await self._bot.set_my_commands(list(menu.items()), scope, language)
         except TelegramError as error:  # a menu is a convenience
             log.warning("the command menu is not set", error=_words(error))
 

@@ -40,6 +40,8 @@ COMMANDS: Mapping[str | None, Mapping[str, str]] = {
     },
 }
 """The menu, by language code; None is for every other language."""
+IN_GROUPS = ("help", "human", "status")
+"""Of these, what the menu offers in a group; the others work there all the same."""
 _HERE = "here"
 """The command that shows us the escalation group."""
 _COMMAND = re.compile(r"/(\w{1,32})(?:@(\w+))?(?:\s|$)", re.ASCII)

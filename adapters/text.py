@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bot.messages import COMMANDS, MAX_ARGUMENT, WITH_ARGUMENT
 
@@ -16,6 +16,8 @@ _BREAKS = (
     re.compile(r"""[.!?…]+["')\]”’»]*(?=\s)|[。！？；…]+["')”’」』）】》]*"""),  # sentence
     re.compile(r"[，、：]|(?=\s)"),  # word; the comma stands in where a script writes no spaces
 )
+_WHOLE = re.compile(r"```.*?```|https?://[^\s\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]+", re.DOTALL)
+"""Code and links, which are of no use in two parts."""
 _LONGEST_CLUSTER = 64
 """Characters to step back for a clean cut; longer pile-ups of accents are cut anyway."""
 
@@ -27,6 +29,8 @@ def utf16_length(text: str) -> int:
 
 def split(text: str, limit: int, length: Callable[[str], int] = len) -> list[str]:
     """Parts of at most `limit`, cut after a paragraph, else a line, a sentence, a word, else between characters.
+
+    A link or a block of code that fits into one part is never cut.
 
     `length` measures a text; every character counts at least one, and a longer text never less. White space at the
     ends and at the cuts goes, nothing else; no part is empty, so a blank text has none. A single character longer
@@ -44,11 +48,17 @@ def _cut(text: str, limit: int, length: Callable[[str], int]) -> int:
     fits = _longest_prefix(text, limit, length)
     if fits == len(text):
         return fits
+    whole = [part for part in _spans(text) if length(text[part.start - 1 : part.stop]) <= limit]
     half = fits // 2  # an earlier break would scatter a text over more messages than it needs
     for pattern in _BREAKS:
-        if cut := _last_break(pattern, text, half, fits):
+        if cut := _last_break(pattern, text, half, fits, whole):
             return cut
-    return _last_break(_BREAKS[-1], text, 1, half) or _between_characters(text, fits)
+    return _last_break(_BREAKS[-1], text, 1, half, whole) or _between_characters(text, fits, whole)
+
+
+def _spans(text: str) -> list[range]:
+    """Where a cut would break something: range(3, 9) is a link of letters 2 to 8."""
+    return [range(found.start() + 1, found.end()) for found in _WHOLE.finditer(text)]
 
 
 def _longest_prefix(text: str, limit: int, length: Callable[[str], int]) -> int:
@@ -56,13 +66,15 @@ def _longest_prefix(text: str, limit: int, length: Callable[[str], int]) -> int:
     return max(1, bisect_right(range(1, most + 1), limit, key=lambda end: length(text[:end])))
 
 
-def _last_break(pattern: re.Pattern[str], text: str, low: int, high: int) -> int:
+def _last_break(pattern: re.Pattern[str], text: str, low: int, high: int, whole: Sequence[range]) -> int:
     window = text[: high + 1]  # one more: what follows the cut tells whether a sentence ended there
     ends = (match.end() for match in pattern.finditer(window))
-    return max((end for end in ends if low <= end <= high and not _joined(text, end)), default=0)
+    cuts = (end for end in ends if low <= end <= high and not _joined(text, end))
+    return max((cut for cut in cuts if not any(cut in part for part in whole)), default=0)
 
 
-def _between_characters(text: str, end: int) -> int:
+def _between_characters(text: str, end: int, whole: Sequence[range]) -> int:
+    end = next((part.start - 1 for part in whole if end in part and part.start > 1), end)
     for cut in range(end, max(0, end - _LONGEST_CLUSTER), -1):
         if not _joined(text, cut):
             return cut

@@ -16,8 +16,8 @@ Truth. `telegram.pending` holds the updates that are not confirmed, oldest first
 forgotten only when a later offset is asked for, so they outlive the bot's process. `telegram.offsets` holds the offset
 of every poll. `telegram.sent(chat_id)` is what the bot wrote in a chat; an edit changes `text` and keeps the former
 ones in `former`. `telegram.actions` holds (chat, thread, action) of every chat action, `telegram.commands` the menu by
-language code, `telegram.calls` (method, parameters) of every call. `telegram.violations` holds what no correct client
-does: unknown methods and parameters, missing and mistyped ones; they are answered with a 400.
+scope and language code, `telegram.calls` (method, parameters) of every call. `telegram.violations` holds what no
+correct client does: unknown methods and parameters, missing and mistyped ones; they are answered with a 400.
 
 Two polls at a time are a conflict, which ends the older one; so is a poll while `telegram.webhook` is set. A token is
 good while `telegram.revoked` is False. restart_numbers() makes the next update_id any number, as after a quiet week.

@@ -58,7 +58,7 @@ class Chats:
         self.drafts: list[tuple[int, int, str]] = []
         self.open_queries: set[str] = set()
         self.noticed: list[str] = []
-        self.commands: dict[str, list[Params]] = {}
+        self.commands: dict[tuple[str, str], list[Params]] = {}
         self._sent: list[Sent] = []
         self._message_ids = itertools.count(1)
 
@@ -115,7 +115,8 @@ class Chats:
         return True
 
     def set_my_commands(self, params: Params) -> bool:
-        self.commands[params.get("language_code", "")] = params["commands"]
+        scope = params.get("scope", {"type": "default"})["type"]
+        self.commands[scope, params.get("language_code", "")] = params["commands"]
         return True
 
     def _writable(self, params: Params) -> Chat:

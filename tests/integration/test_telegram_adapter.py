@@ -381,14 +381,16 @@ async def test_cancelling_ends_in_the_middle_of_a_poll(
     assert time.monotonic() - started < 1
 
 
-async def test_the_menu_is_shown_in_both_languages(
+async def test_the_menu_is_shown_in_both_languages_and_a_shorter_one_in_groups(
     server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
 ):
     async with running(adapter, inbox):
         await until(lambda: bool(server.offsets))
-    assert {code: [entry["command"] for entry in menu] for code, menu in server.commands.items()} == {
-        "": list(COMMANDS),
-        "zh": list(COMMANDS),
+    assert {place: [entry["command"] for entry in menu] for place, menu in server.commands.items()} == {
+        ("all_private_chats", ""): list(COMMANDS),
+        ("all_private_chats", "zh"): list(COMMANDS),
+        ("all_group_chats", ""): ["help", "human", "status"],
+        ("all_group_chats", "zh"): ["help", "human", "status"],
     }
 
 

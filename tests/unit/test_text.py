@@ -77,6 +77,34 @@ def test_what_is_drawn_as_one_character_is_not_torn(whole: str):
     assert all(part == whole * (len(part) // len(whole)) for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("look here: https://shop.example/a,b.c!d?e", ["look here:", "https://shop.example/a,b.c!d?e"]),
+        ("请看https://shop.example/long/path。谢谢您！", ["请看", "https://shop.example/long/path", "。谢谢您！"]),
+        ("Run this: ```a\n\nb. c```", ["Run this:", "```a\n\nb. c```"]),
+    ],
+)
+def test_a_link_or_a_block_of_code_stays_whole(text: str, parts: list[str]):
+    assert split(text, 30 if "https" in text else 16) == parts
+
+
+def test_a_link_longer_than_a_part_is_cut_all_the_same():
+    assert split("https://shop.example/" + "a" * 30, 20) == ["https://shop.example", "/aaaaaaaaaaaaaaaaaaa", "a" * 11]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["word. ", "https://a.example/b,c.d ", "```x\n\ny z```", "。", "\n\n", "long" * 9]), max_size=30
+    )
+)
+def test_no_link_and_no_block_of_code_is_ever_torn(pieces: list[str]):
+    text = "".join(pieces)
+    parts = split(text, 26)
+    for whole in ("https://a.example/b,c.d", "```x\n\ny z```"):
+        assert sum(part.count(whole) for part in parts) == text.count(whole)
+
+
 def test_utf16_length_counts_an_emoji_twice_and_a_lone_surrogate_once():
     assert [utf16_length(text) for text in ("a", "汉", "😀", "\ud83d", "")] == [1, 1, 2, 1, 0]
 
