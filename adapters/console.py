@@ -50,8 +50,9 @@ class ConsoleAdapter(LocalAdapter):
             self._console.print(f"  [bold green]frontdesk[/]  {escape(message.text)}")
         return Delivery(message.id)
 
-    async def preview(self, preview: Preview) -> None:
+    async def preview(self, preview: Preview) -> str:
         mood = preview.sentiment
         if mood is not None and self._moods.get(preview.customer_id) != mood:
             self._moods[preview.customer_id] = mood
             self._console.print(f"  [dim]{self._emoji(mood.label)} {mood.label}  (negative {mood.negative:.2f})[/]")
+        return ""

@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
@@ -30,6 +31,7 @@ from slack_sdk.socket_mode.request import SocketModeRequest
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
+from adapters.pace import Limit, Pace
 from adapters.slack_events import ident, mapping, to_inbound
 from adapters.text import split as cut
 from bot.errors import ConfigError, DatabaseUnavailable, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
@@ -63,6 +65,11 @@ LAST_ACKS_S = CLOSE_S = 2.0
 LOOK_BACK_S = 2 * 86_400.0
 """How far back a message that may have been sent is looked for; nothing is retried for longer."""
 PAGE, MAX_PAGES = 200, 20
+STREAMS, APPEND_S, STATUS_S = Limit(20, 60.0), 1.0, 60.0
+"""How many answers a minute are streamed, and the pauses between additions to one and between two statuses: Slack takes
+20 and 100 calls a minute of these methods (tiers 2 and 4)."""
+STREAMED_S = 600.0
+"""After which a stream that nothing followed is forgotten."""
 
 OUTBOUND = "frontdesk_outbound"
 """The event_type of the metadata that carries our id."""
@@ -154,6 +161,15 @@ _library.setLevel(logging.WARNING)  # at DEBUG it prints every message
 _library.addFilter(_Quiet())
 
 
+@dataclass(slots=True)
+class _Stream:
+    """An answer on its way: the message it is written into, what stands there, and since when."""
+
+    ts: str
+    text: str
+    begun: float
+
+
 Receive = Callable[[Mapping[str, Any]], Awaitable[BoltResponse]]
 
 
@@ -177,6 +193,9 @@ class SlackAdapter:
         self._client = _client(bot_token, api_url)
         self._contact: float | None = None
         self._storing: set[asyncio.Task[Any]] = set()
+        self._streams: dict[int, _Stream] = {}
+        self._pace = Pace()
+        self._has_status = True
 
     @property
     def last_contact(self) -> float | None:
@@ -296,28 +315,32 @@ class SlackAdapter:
         return Delivery(ident(answer.data, "ts"))
 
     async def _write(self, message: OutboundMessage) -> AsyncSlackResponse:
-        words = escape(message.text)
+        words, chat = escape(message.text), message.address.chat
+        metadata = {"event_type": OUTBOUND, "event_payload": {"id": message.id}}
         if message.kind is OutboundKind.CARD:
             words = re.sub("^(.+)", r"*\1*", words, count=1)
         if message.edits:
-            return await self._client.chat_update(channel=message.address.chat, ts=message.edits, text=words)
-        post = partial(
-            self._client.chat_postMessage,
-            channel=message.address.chat,
-            text=words,
-            thread_ts=_thread(message),
-            unfurl_links=False,
-            unfurl_media=False,
-            metadata={"event_type": OUTBOUND, "event_payload": {"id": message.id}},
-        )
+            if message.kind is not OutboundKind.CARD:  # a preview began it
+                await self._stop(chat, message.edits, metadata=metadata)
+            write = partial(self._client.chat_update, channel=chat, ts=message.edits, text=words)
+        else:
+            write = partial(
+                self._client.chat_postMessage,
+                channel=chat,
+                text=words,
+                thread_ts=_thread(message),
+                unfurl_links=False,
+                unfurl_media=False,
+                metadata=metadata,
+            )
         if message.rateable:
             try:
-                return await post(blocks=_with_thumbs(words, message.id))
+                return await write(blocks=_with_thumbs(words, message.id))
             except SlackApiError as error:
                 if error.response.get("error") not in ("invalid_blocks", "invalid_blocks_format"):
                     raise
                 log.warning("slack does not take thumbs here: the answer goes without")
-        return await post()
+        return await write()
 
     async def _find(self, message: OutboundMessage) -> str:
         """The ts under which Slack has `message`, "" when it has not. Nothing is sent, so nothing becomes unknown."""
@@ -346,8 +369,71 @@ class SlackAdapter:
             channel=channel, oldest=oldest, limit=PAGE, cursor=cursor, include_all_metadata=True
         )
 
-    async def preview(self, preview: Preview) -> None:
-        """Nothing yet: Slack shows a status only in threads of an assistant."""
+    async def preview(self, preview: Preview) -> str:
+        """In a thread the text so far, streamed into the message that the answer will be; until there is one, a status.
+
+        Elsewhere nothing: Slack has neither there. A message that an earlier attempt began is left to send().
+        """
+        thread = preview.reply_to or preview.address.thread
+        stream = self._streams.get(preview.number)
+        if preview.over:
+            if stream is not None:
+                await self._stop(preview.address.chat, stream.ts)
+                del self._streams[preview.number]
+        elif not thread or preview.begun:
+            pass
+        elif not preview.text.strip():
+            await self._show_status(preview.address.chat, thread)
+        elif stream is None:
+            return await self._start(preview, thread)
+        else:
+            await self._append(preview, stream)
+        return ""
+
+    async def _show_status(self, channel: str, thread: str) -> None:
+        """Slack keeps it until something is written. Not every workspace has it: then it is not asked for again."""
+        if not self._has_status or self._pace.wait(
+            [(f"status {channel} {thread}", Limit(1, STATUS_S))], time.monotonic()
+        ):
+            return
+        try:
+            with _verdicts("the status"):
+                await self._client.assistant_threads_setStatus(channel_id=channel, thread_ts=thread, status="✍️ …")
+        except Undeliverable as error:
+            self._has_status = False
+            log.info("no status is shown", reason=str(error))
+
+    async def _start(self, preview: Preview, thread: str) -> str:
+        address, now = preview.address, time.monotonic()
+        self._streams = {number: each for number, each in self._streams.items() if now - each.begun < STREAMED_S}
+        if self._pace.wait([("streams", STREAMS)], now):
+            return ""
+        with _verdicts(f"the beginning of an answer to {address.chat}"):
+            started = await self._client.chat_startStream(
+                channel=address.chat,
+                thread_ts=thread,
+                markdown_text=escape(preview.text),
+                recipient_team_id=address.account,
+                recipient_user_id=preview.customer_id,
+            )
+        self._streams[preview.number] = _Stream(ident(started.data, "ts"), preview.text, now)
+        return self._streams[preview.number].ts
+
+    async def _append(self, preview: Preview, stream: _Stream) -> None:
+        now, more = time.monotonic(), preview.text.removeprefix(stream.text)
+        if more == preview.text or not more or self._pace.wait([(f"stream {stream.ts}", Limit(1, APPEND_S))], now):
+            return
+        with _verdicts(f"more of an answer to {preview.address.chat}"):
+            await self._client.chat_appendStream(channel=preview.address.chat, ts=stream.ts, markdown_text=escape(more))
+        stream.text = preview.text
+
+    async def _stop(self, channel: str, ts: str, **more: Any) -> None:
+        """End a stream; one that Slack ended already is none."""
+        try:
+            await self._client.chat_stopStream(channel=channel, ts=ts, **more)
+        except SlackApiError as error:
+            if error.response.get("error") != "message_not_in_streaming_state":
+                raise
 
     def split(self, text: str) -> Sequence[str]:
         return cut(text, BLOCK_CHARS, lambda part: len(escape(part)))

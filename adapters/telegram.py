@@ -154,21 +154,24 @@ class TelegramAdapter:
         send = self._edit if message.edits else self._post
         return Delivery(await self._once(send(message)))
 
-    async def preview(self, preview: Preview) -> None:
+    async def preview(self, preview: Preview) -> str:
         """In a private chat the text so far, as a draft; until there is one, and elsewhere, "typing".
 
         At most every DRAFT_S and TYPING_S in one place. Raises DeliveryError.
         """
         now, address = time.monotonic(), preview.address
         words = preview.text.strip() if _is_private(address) else ""
+        if preview.over:
+            return ""  # a draft goes by itself
         if words:
             if not self._pace.wait([(f"draft {address.chat} {address.thread}", Limit(1, DRAFT_S))], now):
                 await self._once(self._draft(preview, words))
-            return
+            return ""
         self._typing = {place: at for place, at in self._typing.items() if now - at < TYPING_S}
         if address not in self._typing:
             self._typing[address] = now
             await self._once(self._type(address))
+        return ""
 
     def split(self, text: str) -> Sequence[str]:
         return split(text, MessageLimit.MAX_TEXT_LENGTH, utf16_length)

@@ -91,8 +91,9 @@ class WebAdapter(LocalAdapter):
         self._live.pop(message.address.chat, None)
         return Delivery(message.id)
 
-    async def preview(self, preview: Preview) -> None:
+    async def preview(self, preview: Preview) -> str:
         self._live[preview.address.chat] = _Live(preview, time.monotonic())
+        return ""
 
     # -- what the page asks ------------------------------------------------------------------------
 

@@ -88,11 +88,11 @@ class Attendant:
         if not waiting.lines:
             return Settlement()
         silent = waiting.conversation.owner is Owner.HUMAN
-        moods, reply = dict[int, Sentiment](), None
+        moods, reply, seen = dict[int, Sentiment](), None, ""
         if not silent and not forgets(waiting.lines):
             if self._manners.limits.passed(waiting.pace):
                 return self._shed(waiting)
-            moods, reply = await self._ask_engine(waiting)
+            moods, reply, seen = await self._ask_engine(waiting)
         heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
         told = any(line.cut for line in waiting.history)
         decision = decide(heard, waiting.conversation.owner, self._manners.keywords, told)
@@ -100,7 +100,7 @@ class Attendant:
         if decision.language:
             waiting = _speaking(waiting, decision.language)
         says = tuple(self._says(waiting, decision, reply))
-        return Settlement(verdicts, says, decision.call, decision.language, decision.forget, own=silent)
+        return Settlement(verdicts, says, decision.call, decision.language, decision.forget, silent, seen)
 
     def _shed(self, waiting: Waiting) -> Settlement:
         owner, keywords = waiting.conversation.owner, self._manners.keywords
@@ -134,12 +134,22 @@ class Attendant:
 
     # -- what the model says ---------------------------------------------------------------------
 
-    async def _ask_engine(self, waiting: Waiting) -> tuple[dict[int, Sentiment], Reply | None]:
-        """Mood and reply are asked for at the same time; the mood is there first and shown at once."""
+    async def _ask_engine(self, waiting: Waiting) -> tuple[dict[int, Sentiment], Reply | None, str]:
+        """Mood and reply are asked for at the same time; the mood is there first and shown at once.
+
+        Returns also what the customer saw of the reply meanwhile.
+        """
         newest, conversation = waiting.lines[-1], waiting.conversation
-        preview = Preview(conversation.address, conversation.customer.id, newest.id, newest.reply_to)
+        preview = Preview(
+            conversation.address, conversation.customer.id, newest.id, newest.reply_to, begun=conversation.begun
+        )
         adapter = self._adapters.get(conversation.address.platform)
-        async with Progress(adapter, preview, lambda: self._may_speak(conversation.id)) as progress:
+        async with Progress(
+            adapter,
+            preview,
+            may_speak=lambda: self._writer(self._store.may_speak, conversation.id),
+            began=lambda begun: self._writer(self._store.began, conversation.id, begun),
+        ) as progress:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     moods = [tasks.create_task(self._mood(line, progress)) for line in _texts(waiting.lines)]
@@ -148,10 +158,7 @@ class Attendant:
                         reply = tasks.create_task(self._reply(waiting, progress))
             except* EngineError as group:
                 raise group.exceptions[0] from None
-        return dict(task.result() for task in moods), reply.result() if reply else None
-
-    async def _may_speak(self, conversation_id: int) -> bool:
-        return await self._writer(self._store.may_speak, conversation_id)
+        return dict(task.result() for task in moods), reply.result() if reply else None, progress.seen
 
     async def _mood(self, line: Line, progress: Progress) -> tuple[int, Sentiment]:
         started = asyncio.get_running_loop().time()

@@ -61,7 +61,8 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One customer on one chat. `origin` is what a link to us carried, `unreachable` why nothing arrives, if so."""
+    """One customer on one chat. `origin` is what a link to us carried, `unreachable` why nothing arrives, if so, and
+    `begun` the platform's id of a message that a preview began to write and nothing finished yet."""
 
     id: int
     address: Address
@@ -69,6 +70,7 @@ class Conversation:
     owner: Owner
     origin: str = ""
     unreachable: str = ""
+    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True)

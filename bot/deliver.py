@@ -129,27 +129,37 @@ class Deliverer:
 class Progress:
     """Shows a reply on its way: one call at a time, never more often than `every`, renewed before typing expires.
 
-    Words are the beginning of a reply, so `may_speak` is asked before any are shown, and a no ends the preview.
+    Words are the beginning of a reply, so `may_speak` is asked before any are shown, and a no ends the preview. `began`
+    is told the platform's id of a message that the reply is written into.
     """
 
-    _LAST_S = 1.0
+    _LAST_S, _CURRENT_S = 1.0, 5.0
+    """How long, at the end, the call for the mood may take, and one under way, which may be beginning a message."""
 
     def __init__(
         self,
         adapter: Adapter | None,
         preview: Preview,
         may_speak: Callable[[], Awaitable[bool]],
+        began: Callable[[str], Awaitable[None]],
         every: float = 0.1,
         renew: float = 4.0,
     ) -> None:
         self._adapter = adapter
         self._preview = preview
         self._may_speak = may_speak
+        self._began = began
         self._every = every
         self._renew = renew
         self._shown: Preview | None = None
         self._changed = asyncio.Event()
+        self._ended = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def seen(self) -> str:
+        """The words that were shown last."""
+        return self._shown.text if self._shown else ""
 
     def show(self, **changes: Any) -> None:
         """Change the preview's `sentiment` or `text`; shown as soon as the rhythm allows."""
@@ -166,6 +176,9 @@ class Progress:
     ) -> None:
         if self._task is None or self._adapter is None:
             return
+        self._ended = True
+        self._changed.set()
+        await asyncio.wait([self._task], timeout=self._CURRENT_S)
         self._task.cancel()
         await asyncio.wait([self._task])
         if error is None and self._shown is not None and self._shown.sentiment != self._preview.sentiment:
@@ -178,8 +191,10 @@ class Progress:
         preview = self._preview
         if preview.text and not await self._may_speak():
             log.info("preview ended, a human took over")
+            await adapter.preview(replace(preview, text="", over=True))
             return False
-        await adapter.preview(preview)
+        if begun := await adapter.preview(preview):
+            await self._began(begun)
         self._shown = preview
         return True
 
@@ -188,6 +203,8 @@ class Progress:
             while await self._show(adapter):
                 await asyncio.sleep(self._every)
                 await self._until_changed()
+                if self._ended:
+                    return
         except DeliveryError as error:
             log.debug("preview ended", error=str(error))  # the reply itself has its own delivery
         except Exception:  # a fault of a preview must not cost the reply

@@ -158,9 +158,10 @@ class OutboundKind(StrEnum):
 class OutboundMessage:
     """What we say to one address. `id` is ours, unique for ever, and travels with the message where it can.
 
-    `edits` is the platform's id of an earlier message that this one replaces in place ("" for a new
-    one). `maybe_sent` says that an earlier attempt ended without an answer: ask the platform first
-    where it can be asked. `rateable`: it goes out with a thumb up and a thumb down, which come back as Rated.
+    `edits` is the platform's id of an earlier message, or of one begun by a preview, that this one
+    replaces in place ("" for a new one). `maybe_sent` says that an earlier attempt ended without an
+    answer: ask the platform first where it can be asked. `rateable`: it goes out with a thumb up and
+    a thumb down, which come back as Rated.
     """
 
     id: str
@@ -197,7 +198,8 @@ class Sentiment:
 class Preview:
     """What the customer may see before the reply is stored: that we work on it, the mood, the text so far.
 
-    `number` is the same for every preview of one reply, and another for each reply; never 0.
+    `number` is the same for every preview of one reply, and another for each reply; never 0. `begun` is the platform's
+    id of a message that an earlier attempt began to write. `over`: a human took over, so nothing follows what is shown.
     """
 
     address: Address
@@ -206,6 +208,8 @@ class Preview:
     reply_to: str = ""
     sentiment: Sentiment | None = None
     text: str = ""
+    begun: str = ""
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +270,12 @@ class Adapter(Protocol):
         """Send once, without retrying. Raises RetryLater, ChatMoved, OutcomeUnknown, Undeliverable."""
         ...
 
-    async def preview(self, preview: Preview) -> None:
-        """Show progress (typing, mood, text so far) as the platform allows. Best effort; raises DeliveryError."""
+    async def preview(self, preview: Preview) -> str:
+        """Show progress (typing, mood, text so far) as the platform allows. Best effort; raises DeliveryError.
+
+        Returns the platform's id of the message that the reply is written into from now on, which send() is given as
+        `edits`; "" where a preview is no message.
+        """
         ...
 
     def split(self, text: str) -> Sequence[str]:

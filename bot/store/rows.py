@@ -79,7 +79,7 @@ def conversation(session: Session, conversation_id: int) -> Conversation:
     row = session.get_one(ConversationRow, conversation_id)
     customer = session.get_one(CustomerRow, row.customer_id)
     who = Customer(customer.external_id, customer.name, customer.language, customer.chosen)
-    return Conversation(row.id, address(row), who, Owner(row.owner), row.origin, row.unreachable)
+    return Conversation(row.id, address(row), who, Owner(row.owner), row.origin, row.unreachable, row.begun)
 
 
 def pace(session: Session, conversation_id: int, since: datetime) -> Pace:

@@ -81,6 +81,7 @@ class ConversationRow(Base):
     origin: Mapped[str] = mapped_column(server_default="", default="")
     unreachable: Mapped[str] = mapped_column(server_default="", default="")
     erased_at: Mapped[datetime | None]
+    begun: Mapped[str] = mapped_column(server_default="", default="")
 
 
 class MessageRow(Base):

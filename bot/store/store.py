@@ -268,10 +268,14 @@ class Store:
         )
         for verdict in settlement.verdicts:
             self._judge(session.get_one(MessageRow, verdict.message_id), verdict, turn, silent)
+        begun, conversation.begun = conversation.begun, ""
+        if silent and settlement.seen:
+            session.add(self._line(conversation, Author.BOT, f"{settlement.seen} …", turn))
         if silent and not settlement.own:
             return
+        into = _finishing(settlement.says)
         for say in settlement.says:
-            self._say(session, conversation, say, turn)
+            self._say(session, conversation, say, turn, begun if say is into else "")
         if settlement.language:
             session.get_one(CustomerRow, conversation.customer_id).chosen = settlement.language
         if settlement.call is not None:
@@ -295,7 +299,8 @@ class Store:
             row.label, row.negative = verdict.sentiment.label, verdict.sentiment.negative
             row.threshold = verdict.sentiment.threshold
 
-    def _say(self, session: Session, conversation: ConversationRow, say: Say, turn: int) -> None:
+    def _say(self, session: Session, conversation: ConversationRow, say: Say, turn: int, begun: str = "") -> None:
+        """`begun` is the message that its first part is written into, "" for a new one."""
         author = Author.BOT if say.kind is OutboundKind.REPLY else Author.NOTICE
         line = self._line(conversation, author, "".join(say.parts), turn)
         line.settled_at = line.at
@@ -304,6 +309,7 @@ class Store:
         for part in say.parts:
             row = self._outbound(conversation.id, say.kind, rows.address(conversation))
             row.text, row.reply_to, row.message_id = part, say.reply_to, line.id
+            row.platform_id, begun = begun, ""
             self._send_later(session, row, lane=str(conversation.id))
 
     def _outbound(self, conversation_id: int, kind: OutboundKind, to: Address) -> OutboundRow:
@@ -360,6 +366,13 @@ class Store:
             row = session.get(ConversationRow, conversation_id)
             return row is not None and row.owner != Owner.HUMAN
 
+    def began(self, conversation_id: int, platform_id: str) -> None:
+        """A preview began a message: whatever is said next finishes it, also after a crash."""
+        with self._begin() as session:
+            row = session.get(ConversationRow, conversation_id)
+            if row is not None:
+                row.begun = platform_id
+
     def change_owner(self, conversation_id: int, event: OwnerEvent) -> Owner:
         """Apply an ownership event; a release also resolves the open escalation."""
         with self._begin() as session:
@@ -402,7 +415,7 @@ class Store:
             address=rows.address(row),
             text=row.text,
             reply_to=row.reply_to,
-            edits=called.card_id if called else "",
+            edits=called.card_id if called else row.platform_id,
             maybe_sent=maybe_sent,
             rateable=row.kind == OutboundKind.REPLY and jobs.is_last_part(session, job, row),
         )
@@ -481,3 +494,9 @@ class Store:
         """Free what a process that died held. To be called at start, before any worker."""
         with self._begin() as session:
             return jobs.recover(session)
+
+
+def _finishing(says: Sequence[Say]) -> Say | None:
+    """What is written into a message that a preview began: the reply, or what is said in its place."""
+    replies = [say for say in says if say.kind is OutboundKind.REPLY]
+    return next(iter([*replies, *says]), None)

@@ -63,7 +63,8 @@ class Settlement:
     """Everything an attend job produced; stored as a whole or not at all.
 
     `language` is what the customer chose now. `forget`: everything is erased, and then said what is to be said.
-    `own`: it is about the customer's own data, and so is said whoever owns the conversation.
+    `own`: it is about the customer's own data, and so is said whoever owns the conversation. `seen` is what the
+    customer saw of a reply while it was written.
     """
 
     verdicts: tuple[Verdict, ...] = ()
@@ -72,6 +73,7 @@ class Settlement:
     language: str = ""
     forget: bool = False
     own: bool = False
+    seen: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""When a customer had everything erased, how a reply was rated, and whether the end of a message is missing."""
+"""When a customer had everything erased, what a preview began; how a reply was rated, whether a message was cut."""
 
 from __future__ import annotations
 
@@ -13,5 +13,6 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("conversations", sa.Column("erased_at", sa.Integer(), nullable=True))
+    op.add_column("conversations", sa.Column("begun", sa.Text(), nullable=False, server_default=""))
     op.add_column("messages", sa.Column("rating", sa.Text(), nullable=False, server_default=""))
     op.add_column("messages", sa.Column("cut", sa.Integer(), nullable=False, server_default="0"))

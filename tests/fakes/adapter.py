@@ -9,7 +9,7 @@ from bot.messages import Delivery, Inbox, OutboundKind, OutboundMessage, Platfor
 
 
 class RecordingAdapter:
-    """`plan` holds an exception or None for each of the next sends."""
+    """`plan` holds an exception or None for each of the next sends, `begins` the id of the message previews begin."""
 
     asks_first = False
     last_contact: float | None = None
@@ -20,6 +20,7 @@ class RecordingAdapter:
         self.sent: list[OutboundMessage] = []
         self.previews: list[Preview] = []
         self.plan: list[Exception | None] = []
+        self.begins = ""
         self.inbox: Inbox | None = None
 
     async def run(self, inbox: Inbox) -> None:
@@ -33,8 +34,9 @@ class RecordingAdapter:
         self.sent.append(message)
         return Delivery(f"p{len(self.sent)}")
 
-    async def preview(self, preview: Preview) -> None:
+    async def preview(self, preview: Preview) -> str:
         self.previews.append(preview)
+        return self.begins if preview.text and not preview.begun else ""
 
     def split(self, text: str) -> Sequence[str]:
         return [text[start : start + self.limit] for start in range(0, len(text), self.limit)]

@@ -50,7 +50,13 @@ METHODS: Mapping[str, tuple[set[str], set[str]]] = {
             "reply_broadcast",
         },
     ),
-    "chat.update": ({"channel", "ts", "text"}, {"metadata", "parse", "link_names"}),
+    "chat.update": ({"channel", "ts", "text"}, {"blocks", "metadata", "parse", "link_names"}),
+    "chat.startStream": (
+        {"channel", "thread_ts"},
+        {"markdown_text", "chunks", "recipient_team_id", "recipient_user_id", "task_display_mode"},
+    ),
+    "chat.appendStream": ({"channel", "ts", "markdown_text"}, {"chunks"}),
+    "chat.stopStream": ({"channel", "ts"}, {"markdown_text", "chunks", "blocks", "metadata"}),
     "conversations.history": (
         {"channel"},
         {"cursor", "limit", "oldest", "latest", "inclusive", "include_all_metadata"},
@@ -149,9 +155,46 @@ class Workspace:
             if message["ts"] == parameters["ts"]:
                 if message["user"] != self.bot_user:
                     raise Refused("cant_update_message")
-                message["text"] = _sized(parameters, 4_000)
+                if message.get("streaming"):
+                    raise Refused("streaming_state_conflict")
+                message["text"], message["blocks"] = _sized(parameters, 4_000), _blocks(parameters)
                 return {"channel": channel.id, "ts": message["ts"], "text": message["text"]}
         raise Refused("message_not_found")
+
+    def _chat_startStream(self, parameters: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
+        channel, thread = self._writable(parameters["channel"]), parameters["thread_ts"]
+        if not channel.direct and not (parameters.get("recipient_team_id") and parameters.get("recipient_user_id")):
+            raise Refused("missing_recipient_user_id")
+        if all(message["ts"] != thread for message in channel.messages):
+            raise Refused("thread_not_found")
+        words = parameters.get("markdown_text", "")
+        said = self.say(channel.id, self.bot_user, words, thread, bot_id=self.bot_id, streaming=True)
+        return {"channel": channel.id, "ts": said["ts"]}
+
+    def _chat_appendStream(self, parameters: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
+        said = self._streaming(parameters)
+        said["text"] += parameters["markdown_text"]
+        return {"channel": said["channel"], "ts": said["ts"]}
+
+    def _chat_stopStream(self, parameters: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
+        said = self._streaming(parameters)
+        said["text"] += parameters.get("markdown_text", "")
+        said["streaming"], said["metadata"] = False, parameters.get("metadata", {})
+        return {"channel": said["channel"], "ts": said["ts"], "message": said}
+
+    def _streaming(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        for message in self._writable(parameters["channel"]).messages:
+            if message["ts"] == parameters["ts"]:
+                if not message.get("streaming"):
+                    raise Refused("message_not_in_streaming_state")
+                return message
+        raise Refused("message_not_found")
+
+    def expire_streams(self) -> None:
+        """Slack ends a stream that nothing was added to for a while."""
+        for channel in self.channels.values():
+            for message in channel.messages:
+                message.pop("streaming", None)
 
     def _conversations_history(self, parameters: dict[str, Any]) -> dict[str, Any]:
         channel = self._readable(parameters["channel"])

@@ -113,6 +113,33 @@ async def test_a_calm_message_is_answered_and_nobody_is_called(house: House) -> 
     assert house.outcomes() == [Outcome.ANSWERED]
 
 
+async def test_what_a_preview_began_is_finished_by_the_reply(house: House) -> None:
+    house.telegram.begins = "p77"
+    await house.hears("hello", event="1")
+    await house.hears("hello again", event="2")
+    assert [(each.text, each.edits) for each in house.telegram.sent] == [
+        ("answer to: hello", "p77"),
+        ("answer to: hello again", "p77"),
+    ]
+
+
+async def test_what_a_preview_began_before_a_crash_is_finished_and_not_begun_again(house: House) -> None:
+    await house.hears("hello", event="1")
+    house.store.began(1, "p5")
+    house.telegram.begins = "p6"
+    await house.hears("太差了", event="2")
+    assert ("answer to: 太差了", "p5") in [(each.text, each.edits) for each in house.telegram.sent]
+    assert {each.begun for each in house.telegram.previews if "太差了" in each.text} == {"p5"}
+
+
+async def test_when_the_model_fails_for_good_the_message_that_was_begun_says_so(house: House) -> None:
+    await house.hears("hello", event="1")
+    house.store.began(1, "p5")
+    house.engine.failures = 100
+    await house.hears("hello?", event="2")
+    assert (house.telegram.sent[-1].text, house.telegram.sent[-1].edits) == (say("failed", "en"), "p5")
+
+
 async def test_who_writes_too_long_a_message_is_told_once(house: House) -> None:
     await house.hears("long " * 1_000, event="1")
     await house.hears("long " * 1_000, event="2")
@@ -236,8 +263,12 @@ async def test_words_are_previewed_until_a_human_claims_the_conversation_and_nev
     claimed.set()
     await house.idle()
     assert {each.text for each in house.telegram.previews} == {"", "Hel"}
+    assert house.telegram.previews[-1].over
     assert house.telegram.said() == []
     assert house.outcomes() == [Outcome.SILENT]
+    await house.writer(house.store.change_owner, 1, OwnerEvent.RELEASE)
+    await house.hears("太差了", event="2")
+    assert "机器人: Hel …" in house.slack.sent[0].text, "agents see what the customer saw"
 
 
 async def test_an_empty_answer_becomes_an_offer_to_call_a_person(house: House) -> None:

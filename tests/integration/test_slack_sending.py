@@ -235,7 +235,7 @@ def test_a_text_is_cut_by_its_length_after_escaping() -> None:
     assert 2 <= len(parts) <= 5
 
 
-async def test_a_preview_asks_nothing_of_slack(slack: FakeSlack, adapter: SlackAdapter) -> None:
+async def test_outside_of_threads_a_preview_asks_nothing_of_slack(slack: FakeSlack, adapter: SlackAdapter) -> None:
     await adapter.preview(Preview(Address(Platform.SLACK, "T0FAKE", "DU1"), "U1", 1, text="hel"))
     assert not slack.calls
 
