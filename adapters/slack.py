@@ -36,8 +36,10 @@ from adapters.slack_events import ident, mapping, to_inbound
 from adapters.text import split as cut
 from bot.errors import ConfigError, DatabaseUnavailable, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.messages import (
+    Address,
     Check,
     Delivery,
+    Desk,
     Event,
     Inbox,
     OutboundKind,
@@ -71,10 +73,11 @@ STREAMS, APPEND_S, STATUS_S = Limit(20, 60.0), 1.0, 60.0
 STREAMED_S = 600.0
 """After which a stream that nothing followed is forgotten."""
 
+COMMAND = "/frontdesk"
 OUTBOUND = "frontdesk_outbound"
 """The event_type of the metadata that carries our id."""
 _CHANNELS = {f"{kind}:{right}" for kind in ("channels", "groups") for right in ("history", "read")}
-SCOPES = frozenset({"app_mentions:read", "chat:write", "im:history"} | _CHANNELS)
+SCOPES = frozenset({"app_mentions:read", "chat:write", "commands", "im:history"} | _CHANNELS)
 """Of the bot token; docs/slack.md gives each its reason, slack_manifest.yaml asks for them."""
 
 # -- what Slack's answers mean ---------------------------------------------------------------------
@@ -185,8 +188,15 @@ class SlackAdapter:
     asks_first = True
 
     def __init__(
-        self, bot_token: str, app_token: str, api_url: str = AsyncWebClient.BASE_URL, signing_secret: str = ""
+        self,
+        bot_token: str,
+        app_token: str,
+        api_url: str = AsyncWebClient.BASE_URL,
+        signing_secret: str = "",
+        desk: Desk | None = None,
     ) -> None:
+        """`desk` answers the slash command."""
+        self._desk = desk
         self._app_token = app_token
         self._verifier = SignatureVerifier(signing_secret) if signing_secret else None
         self._receive: Receive | None = None
@@ -209,6 +219,8 @@ class SlackAdapter:
             if task := asyncio.current_task():
                 self._storing.add(task)
                 task.add_done_callback(self._storing.discard)
+            if body.get("command") == COMMAND:
+                return await self._ask_desk(body, account)
             return await _store(inbox, to_inbound(body, account, bot_user_id))
 
         await (self._listen(receive) if self._verifier else self._connect(receive))
@@ -218,7 +230,7 @@ class SlackAdapter:
         if not self._is_slacks(headers, body):
             return 401, ""
         try:
-            posted = json.loads(_unwrapped(body))
+            posted = _read(headers, body)
         except (ValueError, RecursionError):
             return 400, ""
         if isinstance(posted, dict) and posted.get("type") == "url_verification":
@@ -227,7 +239,17 @@ class SlackAdapter:
             return 503, ""
         self._contact = time.time()
         answer = await self._receive(posted if isinstance(posted, dict) else {})
-        return answer.status, ""
+        return answer.status, answer.body
+
+    async def _ask_desk(self, body: Mapping[str, Any], account: str) -> BoltResponse:
+        """The answer to the slash command, which only who gave it sees."""
+        words, place = str(body.get("text") or ""), Address(self.platform, account, ident(body, "channel_id"))
+        try:
+            answer = await self._desk(words, place) if self._desk else ""
+        except DatabaseUnavailable as error:
+            answer = str(error)
+        said = {"response_type": "ephemeral", "text": escape(answer)}
+        return BoltResponse(status=200, body=said, headers={"content-type": "application/json"})
 
     def _is_slacks(self, headers: Mapping[str, str], body: bytes) -> bool:
         """Whether it was signed with our secret in the last five minutes."""
@@ -453,9 +475,12 @@ def _with_thumbs(words: str, outbound_id: str) -> list[dict[str, Any]]:
     return [said, {"type": "context_actions", "elements": [thumbs]}]
 
 
-def _unwrapped(body: bytes) -> bytes:
-    """What people press is posted as a form with JSON in it, everything else as JSON."""
-    return parse_qs(body).get(b"payload", [body])[0] if body.startswith(b"payload=") else body
+def _read(headers: Mapping[str, str], body: bytes) -> Any:
+    """Events are posted as JSON, what people press as a form with JSON in it, a slash command as a form."""
+    if "form" not in headers.get("content-type", ""):
+        return json.loads(body)
+    form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
+    return json.loads(form["payload"]) if "payload" in form else form
 
 
 def _thread(message: OutboundMessage) -> str | None:

@@ -23,7 +23,7 @@ from bot.config import Settings
 from bot.conversation import Line
 from bot.deliver import Deliverer
 from bot.errors import ConfigError, DatabaseUnavailable, FrontdeskError
-from bot.escalate import CardWriter
+from bot.escalate import CardWriter, Desk
 from bot.http import Health, Hook, build_asgi, is_loopback, serve
 from bot.intake import Intake
 from bot.messages import Adapter, Address, Platform
@@ -155,7 +155,11 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
     writer, metrics = Writer(), Metrics()
     store, reader = Store(database, cards_to(settings)), Reader(database)
     terminal = ConsoleAdapter(console or Console(), partial(emoji, settings))
-    platforms = [terminal, *_platforms(settings, lambda address, customer: writer(reader.history, address, customer))]
+    desk = Desk(reader, writer, cards_to(settings))
+    platforms = [
+        terminal,
+        *_platforms(settings, lambda address, customer: writer(reader.history, address, customer), desk),
+    ]
     adapters = {adapter.platform: adapter for adapter in platforms}
     queue = EmbeddedQueue(
         store,
@@ -201,7 +205,7 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
     )
 
 
-def _platforms(settings: Settings, history: History) -> Iterator[Adapter]:
+def _platforms(settings: Settings, history: History, desk: Desk) -> Iterator[Adapter]:
     """Each platform's library is imported only where the platform is on."""
     secrets = settings.secrets
     if settings.telegram.enabled:
@@ -214,7 +218,7 @@ def _platforms(settings: Settings, history: History) -> Iterator[Adapter]:
 
         tokens = secrets.slack_bot_token.get_secret_value(), secrets.slack_app_token.get_secret_value()
         signing = secrets.slack_signing_secret.get_secret_value() if settings.slack.webhook else ""
-        yield SlackAdapter(*tokens, settings.slack.api_url, signing)
+        yield SlackAdapter(*tokens, settings.slack.api_url, signing, desk)
     if settings.web.enabled:
         try:
             from adapters.web import WebAdapter

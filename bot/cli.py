@@ -251,4 +251,5 @@ def slack_manifest(
         text = text.replace("socket_mode_enabled: true", "socket_mode_enabled: false")
         for section in ("event_subscriptions", "interactivity"):
             text = text.replace(f"{section}:\n", f"{section}:\n    request_url: {webhook}\n")
+        text = text.replace("command: /frontdesk\n", f"command: /frontdesk\n      url: {webhook}\n")
     typer.echo(text)

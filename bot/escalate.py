@@ -1,4 +1,4 @@
-"""What agents see: the card of an escalation, as text that every platform can show."""
+"""What agents see: the card of an escalation, as text that every platform can show, and answers about the desk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from bot.catalogue import language_of, say
 from bot.conversation import Author, Escalation, Line, Reason
 from bot.messages import Address, InboundKind, Rating
+from bot.store.database import Writer
+from bot.store.reader import Reader
 
 _THUMBS = {Rating.UP: "👍", Rating.DOWN: "👎"}
 MAX_QUOTE = 300
@@ -54,6 +56,41 @@ class CardWriter:
     def _language(self, escalation: Escalation) -> str:
         said = [line.text for line in escalation.recent if _is_wording(line)]
         return language_of(said[-1] if said else "", escalation.conversation.customer.language)
+
+
+class Desk:
+    """Answers what staff ask of the desk itself: how it fares, and who waits.
+
+    Names and numbers of customers are told only where the cards go, to whoever was let in there.
+    """
+
+    def __init__(self, reader: Reader, writer: Writer, agents: Address | None) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._agents = agents
+
+    async def __call__(self, words: str, place: Address) -> str:
+        """The answer to "", "help", "status" or "open" asked in a place. Raises DatabaseUnavailable."""
+        language = language_of(words, "")
+        match words.strip().lower():
+            case "status":
+                load = await self._writer(self._reader.load)
+                return say("desk_status", language, calls=load.open_escalations, jobs=load.jobs)
+            case "open":
+                return await self._open(language, place)
+        return say("desk_help", language)
+
+    async def _open(self, language: str, place: Address) -> str:
+        if self._agents is None or (place.platform, place.chat) != (self._agents.platform, self._agents.chat):
+            return say("desk_elsewhere", language)
+        calls = await self._writer(self._reader.open_calls)
+        return "\n".join(_in_a_line(each, language) for each in calls) or say("desk_nobody", language)
+
+
+def _in_a_line(call: Escalation, language: str) -> str:
+    who = call.conversation.customer.name or call.conversation.customer.id
+    reason, since = say(f"reason_{call.reason}", language), f"{call.opened_at:%Y-%m-%d %H:%M} UTC"
+    return f"#{call.id} {reason} · {who} · {_place(call.conversation.address)} · {since}"
 
 
 def _is_wording(line: Line) -> bool:

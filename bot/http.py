@@ -79,7 +79,7 @@ def build_asgi(metrics: Metrics, health: Callable[[], Awaitable[Health]], hooks:
         async def receive(request: Request) -> Response:
             body = await _body(request)
             status, text = (413, "") if body is None else await hook(request.headers, body)
-            return Response(text, status)
+            return Response(text, status, media_type="application/json" if text.startswith("{") else "text/plain")
 
         return receive
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -230,6 +230,10 @@ def read_rating(token: str) -> tuple[Rating, str] | None:
     """The rating and the outbound id of a button's token; None for anything else."""
     found = re.fullmatch(f"({'|'.join(Rating)}):([0-9a-f]{{32}})", token)
     return (Rating(found[1]), found[2]) if found else None
+
+
+Desk = Callable[[str, Address], Awaitable[str]]
+"""What staff ask of frontdesk itself, and where they ask it; gives the answer. Raises DatabaseUnavailable."""
 
 
 class Inbox(Protocol):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, Engine, func, select
 from sqlalchemy.orm import Session
 
-from bot.conversation import Author, Line
+from bot.conversation import Author, Escalation, Line
 from bot.messages import Address
 from bot.store import rows
 from bot.store.jobs import JobKind, JobState
@@ -53,6 +53,13 @@ class Reader:
             waited = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
             calls = select(func.count()).select_from(EscalationRow).where(EscalationRow.resolved_at.is_(None))
             return Load(jobs, max(0.0, waited), session.scalar(calls) or 0)
+
+    def open_calls(self, limit: int = 20) -> list[Escalation]:
+        """Who waits for a human, the longest wait first."""
+        with Session(self._engine) as session:
+            waiting = select(EscalationRow).where(EscalationRow.resolved_at.is_(None))
+            found = session.scalars(waiting.order_by(EscalationRow.opened_at, EscalationRow.id).limit(limit)).all()
+            return [rows.escalation(session, row) for row in found]
 
     def unreachable(self) -> dict[str, int]:
         """How many conversations nothing arrives in any more, by reason."""

@@ -15,6 +15,8 @@ An event without acknowledgement is delivered again, under the same event_id and
 an app connects, or on redeliver(). `slack.calls` holds (method, parameters) of every Web API call, and
 `slack.violations` what no correct client does: unknown methods and parameters, missing ones, unknown envelope ids.
 
+A message to a chat sooner than `slack.pause_s` after the one before is a 429, which `slack.floods` counts.
+
 Faults. `slack.fail("chat.postMessage", Fault(...), ...)` breaks the next calls, one fault a call; see Fault.
 `await slack.disconnect()` ends the sockets, abruptly or as Slack announces it; `slack.refuse_sockets` makes a number of
 them fail in the handshake, and an address is good for one attempt, as at Slack. `slack.alive_tokens` holds the good
@@ -38,7 +40,7 @@ from typing import Any, Self
 
 from aiohttp import WSMsgType, web
 
-from tests.fakes.slack_workspace import Refused, Workspace
+from tests.fakes.slack_workspace import Flooded, Refused, Workspace
 
 PATIENCE_S = 10.0
 """How long any of the waiting methods waits before its TimeoutError fails the test."""
@@ -81,7 +83,7 @@ class Event:
         return str(self.body["event"]["ts"])
 
 
-SCOPES = "app_mentions:read,channels:history,channels:read,chat:write,groups:history,groups:read,im:history"
+SCOPES = "app_mentions:read,channels:history,channels:read,chat:write,commands,groups:history,groups:read,im:history"
 
 
 class FakeSlack(Workspace):
@@ -153,6 +155,24 @@ class FakeSlack(Workspace):
             "actions": [pressed],
         }
         happened = Event(body, kind="interactive")
+        self.events.append(happened)
+        await self._tell(happened)
+        return happened
+
+    async def command(self, channel: str, user: str, words: str) -> Event:
+        """`user` writes "/frontdesk " + words. The answer comes with the acknowledgement."""
+        body = {
+            "command": "/frontdesk",
+            "text": words,
+            "team_id": self.team,
+            "channel_id": channel,
+            "user_id": user,
+            "user_name": user.lower(),
+            "api_app_id": "A0FAKE",
+            "trigger_id": "1.2",
+            "response_url": f"{self.url}response",
+        }
+        happened = Event(body, kind="slash_commands")
         self.events.append(happened)
         await self._tell(happened)
         return happened
@@ -295,6 +315,8 @@ class FakeSlack(Workspace):
                 answer |= self.answer(method, parameters)
             except Refused as refused:
                 answer = refused.answer
+            except Flooded as flooded:
+                return _broken(request, Fault(retry_after=flooded.retry_after))
         if fault is not None and fault.silent:
             await self._closing.wait()
         if fault is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,13 @@ class Refused(Exception):
 
     def __init__(self, error: str, **fields: Any) -> None:
         self.answer = {"ok": False, "error": error, **fields}
+
+
+class Flooded(Exception):
+    """A 429."""
+
+    def __init__(self, retry_after: int) -> None:
+        self.retry_after = retry_after
 
 
 # method -> (required parameters, optional ones); what frontdesk may use of the Web API
@@ -82,6 +90,8 @@ class Workspace:
         self.channels: dict[str, Channel] = {}
         self.statuses: list[dict[str, Any]] = []
         self.violations: list[str] = []
+        self.pause_s, self.floods = 0.0, 0
+        self._wrote_at: dict[str, float] = {}
         self._last_ts = 0.0
 
     def add_channel(
@@ -141,6 +151,7 @@ class Workspace:
 
     def _chat_postMessage(self, parameters: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
         channel = self._writable(parameters["channel"])
+        self._keep_pause(channel)
         thread = parameters.get("thread_ts", "")
         if thread and all(message["ts"] != thread for message in channel.messages):
             raise Refused("thread_not_found")
@@ -148,6 +159,14 @@ class Workspace:
         said["metadata"] = parameters.get("metadata", {})
         said["blocks"] = _blocks(parameters)
         return {"channel": channel.id, "ts": said["ts"], "message": said}
+
+    def _keep_pause(self, channel: Channel) -> None:
+        now = time.monotonic()
+        left = self._wrote_at.get(channel.id, -self.pause_s) + self.pause_s - now
+        if left > 0:
+            self.floods += 1
+            raise Flooded(math.ceil(left))
+        self._wrote_at[channel.id] = now
 
     def _chat_update(self, parameters: dict[str, Any]) -> dict[str, Any]:
         channel = self._writable(parameters["channel"])

@@ -19,6 +19,8 @@ ones in `former`. `telegram.actions` holds (chat, thread, action) of every chat 
 scope and language code, `telegram.calls` (method, parameters) of every call. `telegram.violations` holds what no
 correct client does: unknown methods and parameters, missing and mistyped ones; they are answered with a 400.
 
+A message to a chat sooner than `telegram.pause_s` after the one before is a 429, which `telegram.floods` counts.
+
 Two polls at a time are a conflict, which ends the older one; so is a poll while `telegram.webhook` is set. A token is
 good while `telegram.revoked` is False. restart_numbers() makes the next update_id any number, as after a quiet week.
 
@@ -237,7 +239,7 @@ class FakeTelegram(Chats):
             result = self._methods[method](params)
             return web.json_response({"ok": True, "result": await result if asyncio.iscoroutine(result) else result})
         except Refused as refused:
-            return _error(refused.status, str(refused))
+            return _error(refused.status, str(refused), refused.parameters)
 
     async def _break(self, request: web.Request, fault: Fault) -> web.StreamResponse:
         if fault.silent:

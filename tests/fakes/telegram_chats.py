@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,9 +43,10 @@ class Chat:
 class Refused(Exception):
     """An answer that is an error."""
 
-    def __init__(self, status: int, description: str) -> None:
+    def __init__(self, status: int, description: str, retry_after: int = 0) -> None:
         super().__init__(description)
         self.status = status
+        self.parameters: Params = {"retry_after": retry_after} if retry_after else {}
 
 
 class Chats:
@@ -58,6 +60,8 @@ class Chats:
         self.drafts: list[tuple[int, int, str]] = []
         self.open_queries: set[str] = set()
         self.noticed: list[str] = []
+        self.pause_s, self.floods = 0.0, 0
+        self._wrote_at: dict[int, float] = {}
         self.commands: dict[tuple[str, str], list[Params]] = {}
         self._sent: list[Sent] = []
         self._message_ids = itertools.count(1)
@@ -73,6 +77,7 @@ class Chats:
 
     def send_message(self, params: Params) -> Params:
         chat, text = self._writable(params), _checked(params["text"])
+        self._keep_pause(chat)
         reply = params.get("reply_parameters", {})
         found = reply.get("message_id") if reply.get("message_id") in chat.messages else None
         if reply and not found and not reply.get("allow_sending_without_reply"):
@@ -81,6 +86,14 @@ class Chats:
         chat.messages.add(sent.message_id)
         self._sent.append(sent)
         return self._message(sent, chat)
+
+    def _keep_pause(self, chat: Chat) -> None:
+        now = time.monotonic()
+        left = self._wrote_at.get(chat.id, -self.pause_s) + self.pause_s - now
+        if left > 0:
+            self.floods += 1
+            raise Refused(429, f"Too Many Requests: retry after {math.ceil(left)}", math.ceil(left))
+        self._wrote_at[chat.id] = now
 
     def edit_message_text(self, params: Params) -> Params:
         chat, text = self._writable(params), _checked(params["text"])

@@ -17,7 +17,7 @@ from bot.config import Settings
 from bot.conversation import Outcome, OwnerEvent
 from bot.deliver import Deliverer
 from bot.errors import ChatMoved, OutcomeUnknown, RetryLater, Stopping, Undeliverable
-from bot.escalate import CardWriter
+from bot.escalate import CardWriter, Desk
 from bot.intake import Intake
 from bot.messages import Address, Dropped, Edited, InboundKind, OutboundKind, Platform, Rated, Rating, Receipt
 from bot.metrics import Metrics
@@ -111,6 +111,25 @@ async def test_a_calm_message_is_answered_and_nobody_is_called(house: House) -> 
     assert house.telegram.said() == ["answer to: 几点开门？"]
     assert house.slack.sent == []
     assert house.outcomes() == [Outcome.ANSWERED]
+
+
+async def test_staff_can_ask_how_the_desk_fares_and_who_waits(house: House) -> None:
+    desk = Desk(house.reader, house.writer, AGENTS)
+    assert await desk("open", AGENTS) == say("desk_nobody", "en")
+    await house.hears("太差了", event="1", customer="c1")
+    await house.hears("awful", event="2", customer="c2")
+    assert await desk(" Status ", AGENTS) == say("desk_status", "en", calls=2, jobs=0)
+    first, second = (await desk("open", AGENTS)).splitlines()
+    assert first.startswith("#1 An unhappy customer · Li Wei · Telegram chat-c1 · ")
+    assert second.startswith("#2 ")
+    assert await desk("", AGENTS) == await desk("dance", AGENTS) == say("desk_help", "en")
+
+
+async def test_who_waits_is_told_to_agents_alone(house: House) -> None:
+    await house.hears("太差了", event="1")
+    elsewhere = Address(Platform.SLACK, "T1", "C0LUNCH")
+    assert await Desk(house.reader, house.writer, AGENTS)("open", elsewhere) == say("desk_elsewhere", "en")
+    assert await Desk(house.reader, house.writer, None)("open", elsewhere) == say("desk_elsewhere", "en")
 
 
 async def test_what_a_preview_began_is_finished_by_the_reply(house: House) -> None:

@@ -17,6 +17,7 @@ from adapters.slack import SlackAdapter
 from bot.errors import ConfigError, DatabaseUnavailable, Undeliverable
 from bot.messages import (
     Address,
+    Desk,
     Dropped,
     InboundMessage,
     OutboundKind,
@@ -86,8 +87,8 @@ def adapter(slack: FakeSlack) -> SlackAdapter:
 
 
 @asynccontextmanager
-async def running(slack: FakeSlack, inbox: StubInbox) -> AsyncIterator[SlackAdapter]:
-    adapter = SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url)
+async def running(slack: FakeSlack, inbox: StubInbox, desk: Desk | None = None) -> AsyncIterator[SlackAdapter]:
+    adapter = SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url, desk=desk)
     task = asyncio.create_task(adapter.run(inbox))
     try:
         await slack.connected()
@@ -99,6 +100,17 @@ async def running(slack: FakeSlack, inbox: StubInbox) -> AsyncIterator[SlackAdap
 
 
 # -- acknowledged only when stored
+
+
+async def test_the_slash_command_is_answered_to_who_gave_it(slack: FakeSlack, inbox: StubInbox) -> None:
+    async def desk(words: str, place: Address) -> str:
+        return f"{words} <{place.chat}>"
+
+    async with running(slack, inbox, desk):
+        event = await slack.command("C0AGENTS", "U1", "open")
+        await slack.acked(event)
+    assert event.acks[0]["payload"] == {"response_type": "ephemeral", "text": "open &lt;C0AGENTS&gt;"}
+    assert inbox.received == []
 
 
 @pytest.mark.parametrize(("up", "rating"), [(True, Rating.UP), (False, Rating.DOWN)])

@@ -81,6 +81,15 @@ def test_each_part_of_an_answer_fits_into_a_block(text: str) -> None:
     assert all(len(escape(part)) <= BLOCK_CHARS for part in parts)
 
 
+async def test_slacks_own_delay_is_kept(slack: FakeSlack, adapter: SlackAdapter) -> None:
+    slack.add_channel("DU1")
+    slack.pause_s = 5.0
+    await adapter.send(outbound("one"))
+    with pytest.raises(RetryLater) as refused:
+        await adapter.send(outbound("two"))
+    assert (refused.value.after, slack.floods) == (5.0, 1)
+
+
 async def test_an_answer_in_a_channel_goes_to_its_thread(slack: FakeSlack, adapter: SlackAdapter) -> None:
     root = slack.say("C1", "U1", "hello")["ts"]
     await adapter.send(OutboundMessage("o1", OutboundKind.REPLY, Address(Platform.SLACK, "T0FAKE", "C1", root), "hi"))

@@ -68,8 +68,10 @@ def signed(body: bytes, ago: float = 0, secret: str = SECRET) -> dict[str, str]:
 
 
 async def post(door: httpx.AsyncClient, posted: Any, **how: Any) -> httpx.Response:
-    body = posted if isinstance(posted, bytes) else json.dumps(posted).encode()
-    return await door.post("/slack", content=body, headers=signed(body, **how))
+    """Bytes are a form, everything else is JSON."""
+    form, body = isinstance(posted, bytes), posted if isinstance(posted, bytes) else json.dumps(posted).encode()
+    kind = {"Content-Type": "application/x-www-form-urlencoded" if form else "application/json"}
+    return await door.post("/slack", content=body, headers=signed(body, **how) | kind)
 
 
 async def test_slacks_question_whether_we_are_here_is_answered(door: httpx.AsyncClient) -> None:
@@ -95,6 +97,14 @@ async def test_what_people_press_comes_as_a_form(door: httpx.AsyncClient, inbox:
     (rated,) = inbox.received
     assert isinstance(rated, Rated)
     assert (rated.customer_id, rated.rating, rated.outbound_id) == ("U1", Rating.DOWN, "b" * 32)
+
+
+async def test_the_slash_command_is_answered_to_who_gave_it_as_json(door: httpx.AsyncClient, inbox: StubInbox) -> None:
+    asked = {"command": "/frontdesk", "text": "status", "channel_id": "C1", "user_id": "U1", "team_id": "T0FAKE"}
+    answer = await post(door, urlencode(asked).encode())
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.json() == {"response_type": "ephemeral", "text": ""}
+    assert inbox.received == []
 
 
 @pytest.mark.parametrize(
@@ -136,7 +146,7 @@ async def test_what_cannot_be_stored_is_not_acknowledged(
 
 
 async def test_what_is_no_json_is_refused(door: httpx.AsyncClient) -> None:
-    assert (await post(door, b"{")).status_code == 400
+    assert (await door.post("/slack", content=b"{", headers=signed(b"{"))).status_code == 400
 
 
 async def test_before_it_runs_nothing_is_taken() -> None:

@@ -76,6 +76,31 @@ async def test_under_an_answer_that_can_be_rated_are_two_thumbs(
     ]
 
 
+async def test_at_our_own_pace_telegram_never_has_to_refuse(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(telegram, "IN_A_CHAT", Limit(1, 0.2))
+    server.pause_s = 0.15
+    waits = []
+    for _ in range(6):
+        try:
+            await adapter.send(reply())
+        except RetryLater as error:
+            waits.append(error.after)
+            await asyncio.sleep(error.after or 0)
+    assert (len(server.sent(chat)), len(waits), server.floods) == (3, 3, 0)
+
+
+async def test_where_telegram_is_stricter_its_own_delay_is_kept(
+    server: FakeTelegram, adapter: TelegramAdapter, chat: int
+):
+    server.pause_s = 5.0
+    await adapter.send(reply())
+    with pytest.raises(RetryLater) as refused:
+        await adapter.send(reply())
+    assert (refused.value.after, server.floods) == (5.0, 1)
+
+
 async def test_in_a_topic_of_a_group_the_answer_goes_to_the_message_there(
     server: FakeTelegram, adapter: TelegramAdapter
 ):

@@ -54,6 +54,8 @@ def test_for_a_webhook_slack_is_told_the_address_and_opens_no_socket() -> None:
     done = CliRunner().invoke(app, ["slack", "manifest", "--webhook", "https://shop.example/slack"])
     settings = yaml.safe_load(done.output)["settings"]
     assert settings["socket_mode_enabled"] is False
+    (command,) = yaml.safe_load(done.output)["features"]["slash_commands"]
+    assert command["url"] == "https://shop.example/slack"
     assert settings["interactivity"] == {"is_enabled": True, "request_url": "https://shop.example/slack"}
     assert settings["event_subscriptions"] == {
         "request_url": "https://shop.example/slack",

@@ -98,6 +98,24 @@ async def test_updates_of_every_kind_are_stored_or_dropped_beside_each_other(eng
     assert said >= 195, "a random update may have taken the event id of a neighbour"
 
 
+async def test_updates_out_of_order_and_twice_are_stored_once_each(engine: Engine) -> None:
+    store, writer = Store(engine), Writer()
+    intake = Intake(store, writer, Metrics(), 4_000, None, lambda: None)
+    person, chat = {"id": 7, "is_bot": False, "first_name": "Li"}, {"id": 7, "type": "private"}
+    updates = [
+        {
+            "update_id": 100 + number,
+            "message": {"message_id": number, "from": person, "chat": chat, "text": f"m{number}"},
+        }
+        for number in range(1, 21)
+    ]
+    came = [*updates, *updates]
+    Random(3).shuffle(came)
+    receipts = [await intake.receive(to_inbound(update, ACCOUNT, USERNAME)) for update in came]
+    writer.close()
+    assert receipts.count(Receipt.ACCEPTED) == receipts.count(Receipt.DUPLICATE) == 20
+
+
 def test_the_table_makes_updates_that_are_messages() -> None:
     found = [to_inbound(Maker(Random(seed)).update(seed), ACCOUNT, USERNAME) for seed in range(400)]
     assert {type(event).__name__ for event in found} >= {"InboundMessage", "Moved", "Dropped"}
