@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -136,6 +139,28 @@ def test_in_int8_no_row_changes_another(scale: float, seed: int) -> None:
     layer = int8_linear("", lambda: torch.randn(32, 64), torch.randn(32))
     mine, other = torch.randn(1, 64), torch.randn(3, 64) * scale
     assert torch.equal(layer(mine)[0], layer(torch.cat([other, mine]))[3])
+
+
+_WITHOUT_VNNI = """
+import torch
+from engine.quantize import input_levels, int8_linear
+torch.manual_seed(1)
+weight, x = torch.full((16, 1024), -1.0), torch.ones(4, 1024)
+mixed, y = torch.randn(64, 512), torch.randn(8, 512)
+for matrix, rows in ((weight, x), (mixed, y)):
+    right = rows @ matrix.T
+    print(float((int8_linear("", lambda: matrix, None)(rows) - right).norm() / right.norm()), input_levels())
+"""
+
+
+@needs_int8
+def test_without_vnni_int8_does_not_saturate_either() -> None:
+    environment = {**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
+    script = [sys.executable, "-c", _WITHOUT_VNNI]
+    said = subprocess.run(script, capture_output=True, text=True, check=True, env=environment, timeout=120).stdout
+    errors = [float(line.split()[0]) for line in said.splitlines()]
+    assert len(errors) == 2
+    assert max(errors) < 0.02, said
 
 
 @needs_int8
