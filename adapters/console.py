@@ -56,3 +56,6 @@ class ConsoleAdapter(LocalAdapter):
             self._moods[preview.customer_id] = mood
             self._console.print(f"  [dim]{self._emoji(mood.label)} {mood.label}  (negative {mood.negative:.2f})[/]")
         return ""
+
+    async def is_member(self, chat: str, person: str) -> bool:
+        return False

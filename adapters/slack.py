@@ -36,7 +36,9 @@ from adapters.slack_events import ident, mapping, to_inbound
 from adapters.text import split as cut
 from bot.errors import ConfigError, DatabaseUnavailable, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.messages import (
+    DELIVERED,
     Address,
+    Button,
     Check,
     Delivery,
     Desk,
@@ -45,6 +47,7 @@ from bot.messages import (
     OutboundKind,
     OutboundMessage,
     Platform,
+    Pressed,
     Preview,
     Rating,
     rating_token,
@@ -77,7 +80,7 @@ COMMAND = "/frontdesk"
 OUTBOUND = "frontdesk_outbound"
 """The event_type of the metadata that carries our id."""
 _CHANNELS = {f"{kind}:{right}" for kind in ("channels", "groups") for right in ("history", "read")}
-SCOPES = frozenset({"app_mentions:read", "chat:write", "commands", "im:history"} | _CHANNELS)
+SCOPES = frozenset({"app_mentions:read", "chat:write", "commands", "im:history", "reactions:write"} | _CHANNELS)
 """Of the bot token; docs/slack.md gives each its reason, slack_manifest.yaml asks for them."""
 
 # -- what Slack's answers mean ---------------------------------------------------------------------
@@ -194,9 +197,10 @@ class SlackAdapter:
         api_url: str = AsyncWebClient.BASE_URL,
         signing_secret: str = "",
         desk: Desk | None = None,
+        agents: str = "",
     ) -> None:
-        """`desk` answers the slash command."""
-        self._desk = desk
+        """`desk` answers the slash command; `agents` is the channel of the cards, "" where they go elsewhere."""
+        self._desk, self._agents = desk, agents
         self._app_token = app_token
         self._verifier = SignatureVerifier(signing_secret) if signing_secret else None
         self._receive: Receive | None = None
@@ -219,9 +223,10 @@ class SlackAdapter:
             if task := asyncio.current_task():
                 self._storing.add(task)
                 task.add_done_callback(self._storing.discard)
-            if body.get("command") == COMMAND:
+            if ident(body, "command") == COMMAND:
                 return await self._ask_desk(body, account)
-            return await _store(inbox, to_inbound(body, account, bot_user_id))
+            event = to_inbound(body, account, bot_user_id, self._agents)
+            return await (self._press(inbox, event) if isinstance(event, Pressed) else _store(inbox, event))
 
         await (self._listen(receive) if self._verifier else self._connect(receive))
 
@@ -240,6 +245,25 @@ class SlackAdapter:
         self._contact = time.time()
         answer = await self._receive(posted if isinstance(posted, dict) else {})
         return answer.status, answer.body
+
+    async def _press(self, inbox: Inbox, event: Pressed) -> BoltResponse:
+        """Whoever pressed a card's button is told what came of it, and nobody else."""
+        try:
+            words = await inbox.press(event)
+        except DatabaseUnavailable as error:
+            log.warning("not stored, so not acknowledged", platform=Platform.SLACK, error=str(error))
+            return BoltResponse(status=503)
+        telling = asyncio.create_task(self._tell(event, words))
+        self._storing.add(telling)
+        telling.add_done_callback(self._storing.discard)
+        return BoltResponse(status=200)
+
+    async def _tell(self, event: Pressed, words: str) -> None:
+        try:
+            with _verdicts("a word to an agent"):
+                await self._client.chat_postEphemeral(channel=event.chat, user=event.agent.id, text=escape(words))
+        except DeliveryError as error:
+            log.info("an agent was not told what their button did", reason=str(error))
 
     async def _ask_desk(self, body: Mapping[str, Any], account: str) -> BoltResponse:
         """The answer to the slash command, which only who gave it sees."""
@@ -331,10 +355,22 @@ class SlackAdapter:
         """Raises RetryLater, OutcomeUnknown, Undeliverable."""
         if message.maybe_sent and not message.edits and (found := await self._find(message)):
             return Delivery(found)
+        if message.kind is OutboundKind.MARK:
+            return Delivery(await self._react(message))
         with _verdicts(f"the message to {message.address.chat}"):
             answer = await self._write(message)
         self._contact = time.time()
         return Delivery(ident(answer.data, "ts"))
+
+    async def _react(self, message: OutboundMessage) -> str:
+        name = "white_check_mark" if message.text == DELIVERED else "x"
+        try:
+            with _verdicts(f"a reaction in {message.address.chat}"):
+                await self._client.reactions_add(channel=message.address.chat, timestamp=message.reply_to, name=name)
+        except Undeliverable as error:
+            if "already_reacted" not in str(error):
+                raise
+        return message.reply_to
 
     async def _write(self, message: OutboundMessage) -> AsyncSlackResponse:
         words, chat = escape(message.text), message.address.chat
@@ -355,6 +391,8 @@ class SlackAdapter:
                 unfurl_media=False,
                 metadata=metadata,
             )
+        if message.kind is OutboundKind.CARD:
+            return await write(blocks=_with_buttons(words, message.buttons))
         if message.rateable:
             try:
                 return await write(blocks=_with_thumbs(words, message.id))
@@ -457,6 +495,14 @@ class SlackAdapter:
             if error.response.get("error") != "message_not_in_streaming_state":
                 raise
 
+    async def is_member(self, chat: str, person: str) -> bool:
+        """Raises DeliveryError."""
+        with _verdicts(f"who is in {chat}"):
+            async for page in await self._client.conversations_members(channel=chat, limit=PAGE):
+                if person in page["members"]:
+                    return True
+        return False
+
     def split(self, text: str) -> Sequence[str]:
         return cut(text, BLOCK_CHARS, lambda part: len(escape(part)))
 
@@ -471,8 +517,25 @@ def _with_thumbs(words: str, outbound_id: str) -> list[dict[str, Any]]:
         "positive_button": button("👍", Rating.UP),
         "negative_button": button("👎", Rating.DOWN),
     }
-    said = {"type": "section", "text": {"type": "mrkdwn", "text": words, "verbatim": True}, "expand": True}
-    return [said, {"type": "context_actions", "elements": [thumbs]}]
+    return [_section(words), {"type": "context_actions", "elements": [thumbs]}]
+
+
+def _with_buttons(words: str, buttons: Sequence[Button]) -> list[dict[str, Any]]:
+    found = [_section(part) for part in cut(words, BLOCK_CHARS)]
+    elements = [
+        {
+            "type": "button",
+            "action_id": each.token,
+            "text": {"type": "plain_text", "text": each.label},
+            "value": each.token,
+        }
+        for each in buttons
+    ]
+    return [*found, {"type": "actions", "elements": elements}] if elements else found
+
+
+def _section(words: str) -> dict[str, Any]:
+    return {"type": "section", "text": {"type": "mrkdwn", "text": words, "verbatim": True}, "expand": True}
 
 
 def _read(headers: Mapping[str, str], body: bytes) -> Any:

@@ -17,7 +17,9 @@ from bot.messages import (
     InboundKind,
     InboundMessage,
     Platform,
+    Pressed,
     Rated,
+    read_action,
     read_rating,
 )
 
@@ -28,18 +30,19 @@ _ENTITY = re.compile("&(amp|lt|gt);")
 _ENTITIES = {"amp": "&", "lt": "<", "gt": ">"}
 
 
-def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str) -> Event:
+def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str, agents: str = "") -> Event:
     """Read the body of an event_callback; any JSON shape ends in a value, never in an exception.
 
     A message in a channel comes as two events, `app_mention` and (where subscribed) `message`, with two event ids:
-    so the message's own id is channel and ts. A Dropped keeps Slack's event id and cannot stand in the way.
+    so the message's own id is channel and ts. A Dropped keeps Slack's event id and cannot stand in the way. In the
+    channel `agents`, threads are read without a mention, too.
     """
-    if body.get("type") == "block_actions":
-        return _rated(body, account)
+    if ident(body, "type") == "block_actions":
+        return _pressed(body, account)
     event = mapping(body, "event")
     if event and body.get("type") == "event_callback" and (edited := _edited(event, account, bot_user_id)):
         return edited
-    if reason := _not_for_us(body, event, bot_user_id):
+    if reason := _not_for_us(body, event, bot_user_id, agents):
         return Dropped(Platform.SLACK, account, reason, ident(body, "event_id"))
     channel, ts, private = ident(event, "channel"), ident(event, "ts"), _is_direct(event)
     thread = ident(event, "thread_ts") or ("" if private else ts)
@@ -51,20 +54,23 @@ def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str) -> Event
         text=words,
         kind=kind,
         reply_to=thread,
+        answers=ident(event, "thread_ts"),
     )
 
 
-def _rated(body: Mapping[str, Any], account: str) -> Event:
+def _pressed(body: Mapping[str, Any], account: str) -> Event:
     """A button under a message of ours was pressed: its value is what we gave it."""
-    actions, who = body.get("actions"), ident(mapping(body, "user"), "id")
-    pressed = actions[0] if isinstance(actions, list) and actions else None
-    rating = read_rating(ident(pressed, "value"))
-    if rating is None or not who:
-        return Dropped(Platform.SLACK, account, "not a button of ours")
-    return Rated(Platform.SLACK, account, who, rating[1], rating[0])
+    actions, user = body.get("actions"), mapping(body, "user")
+    token, who = ident(actions[0] if isinstance(actions, list) and actions else None, "value"), ident(user, "id")
+    if who and (rating := read_rating(token)):
+        return Rated(Platform.SLACK, account, who, rating[1], rating[0])
+    if who and (action := read_action(token)):
+        agent, chat = Customer(who, ident(user, "username")), ident(mapping(body, "channel"), "id")
+        return Pressed(Platform.SLACK, account, chat, agent, action[1], action[0])
+    return Dropped(Platform.SLACK, account, "not a button of ours")
 
 
-def _not_for_us(body: Mapping[str, Any], event: Mapping[str, Any], bot_user_id: str) -> str:
+def _not_for_us(body: Mapping[str, Any], event: Mapping[str, Any], bot_user_id: str, agents: str) -> str:
     kind = event.get("type")
     if not event or body.get("type") != "event_callback":
         return "not an event"
@@ -78,7 +84,8 @@ def _not_for_us(body: Mapping[str, Any], event: Mapping[str, Any], bot_user_id: 
         return "malformed"
     if event["user"] == bot_user_id:
         return "written by us"
-    if kind == "message" and not _is_direct(event):
+    among_agents = bool(agents) and event["channel"] == agents and ident(event, "thread_ts")
+    if kind == "message" and not _is_direct(event) and not among_agents:
         return "in a channel, without a mention"
     return ""
 

@@ -53,15 +53,19 @@ from bot.errors import (
     Undeliverable,
 )
 from bot.messages import (
+    DELIVERED,
     Address,
     Check,
     Delivery,
     Dropped,
     Event,
     Inbox,
+    OutboundKind,
     OutboundMessage,
     Platform,
+    Pressed,
     Preview,
+    Rated,
     Rating,
     rating_token,
 )
@@ -81,6 +85,8 @@ MAX_BACKOFF_S = 30.0
 CONFLICT_S = 30.0
 """Pause while somebody else receives this bot's updates: each poll of ours would cut theirs short."""
 STORE_RETRY_S = 1.0
+MAX_TOAST = 200
+"""Letters of what is told to whoever pressed a button."""
 OVERALL, IN_A_CHAT, IN_A_GROUP = Limit(30, 1.0), Limit(1, 1.0), Limit(20, 60.0)
 """What Telegram takes of one bot (core.telegram.org/bots/faq)."""
 DRAFT_S = 0.35
@@ -139,8 +145,8 @@ class TelegramAdapter:
         except (ValueError, RecursionError):
             return 400, ""
         try:
-            await self._store(self._inbox, to_inbound(update, self._account, self._bot.username))
-            self._thank(update)
+            words = await self._store(self._inbox, to_inbound(update, self._account, self._bot.username))
+            self._notice_press(update, words)
         except DatabaseUnavailable as error:
             log.error("cannot store, telegram keeps the messages", error=str(error))
             return 503, ""
@@ -151,6 +157,8 @@ class TelegramAdapter:
         """Send once, plain text. Raises RetryLater, ChatMoved, OutcomeUnknown, Undeliverable."""
         self._keep_pace(message.address)
         self._typing.pop(message.address, None)  # a new message ends "typing" on the customer's screen
+        if message.kind is OutboundKind.MARK:
+            return Delivery(await self._once(self._react(message)))
         send = self._edit if message.edits else self._post
         return Delivery(await self._once(send(message)))
 
@@ -172,6 +180,12 @@ class TelegramAdapter:
             self._typing[address] = now
             await self._once(self._type(address))
         return ""
+
+    async def is_member(self, chat: str, person: str) -> bool:
+        """Raises DeliveryError."""
+        member = await self._once(self._bot.ask("getChatMember", chat_id=chat, user_id=int(person)))
+        restricted = member.get("status") == "restricted" and not member.get("is_member", True)
+        return member.get("status") not in ("left", "kicked") and not restricted
 
     def split(self, text: str) -> Sequence[str]:
         return split(text, MessageLimit.MAX_TEXT_LENGTH, utf16_length)
@@ -236,38 +250,42 @@ class TelegramAdapter:
         for update in updates:
             event = to_inbound(update, self._account, self._bot.username)
             try:
-                await self._store(inbox, event)
+                words = await self._store(inbox, event)
             except Stopping:
                 await asyncio.Event().wait()  # until cancelled: nothing more is accepted, replies still go out
             except DatabaseUnavailable as error:
                 log.error("cannot store, telegram keeps the messages", error=str(error))
                 return cursor
-            self._thank(update)
+            self._notice_press(update, words)
             cursor = cursor if event.cursor is None else event.cursor
         return cursor
 
-    def _thank(self, update: Any) -> None:
+    def _notice_press(self, update: Any, words: str) -> None:
         """Who pressed a button waits, with a spinning wheel, for us to say that we noticed."""
         pressed = update.get("callback_query") if isinstance(update, dict) else None
         if isinstance(pressed, dict) and isinstance(pressed.get("id"), str):
-            task = asyncio.create_task(self._noticed(pressed["id"]))
+            task = asyncio.create_task(self._noticed(pressed["id"], words))
             self._noticing.add(task)
             task.add_done_callback(self._noticing.discard)
 
-    async def _noticed(self, query: str) -> None:
+    async def _noticed(self, query: str, words: str) -> None:
         try:
-            await self._bot.answer_callback_query(query, "🙏")
+            await self._bot.answer_callback_query(query, words[:MAX_TOAST], show_alert=len(words) > 1)
         except TelegramError as error:  # too late, or Telegram is away: the wheel stops by itself
             log.debug("a button's press was not answered", error=_words(error))
 
-    async def _store(self, inbox: Inbox, event: Event) -> None:
+    async def _store(self, inbox: Inbox, event: Event) -> str:
+        """Returns what to tell whoever pressed a button."""
         try:
+            if isinstance(event, Pressed):
+                return await inbox.press(event)
             await inbox.receive(event)
         except DatabaseUnavailable:
             raise
         except Exception as error:  # one update that nobody can store must not hold up all behind it
             log.error("update skipped, it cannot be stored", update=event.cursor, error=type(error).__name__)
             await inbox.receive(Dropped(self.platform, self._account, "cannot be stored", cursor=event.cursor))
+        return "🙏" if isinstance(event, Rated) else ""
 
     async def _stored(self, inbox: Inbox) -> int | None:
         while True:
@@ -332,9 +350,15 @@ class TelegramAdapter:
             message_thread_id=_number(address.thread),
             reply_parameters=ReplyParameters(reply_to, allow_sending_without_reply=True) if reply_to else None,
             link_preview_options=LinkPreviewOptions(is_disabled=True),
-            reply_markup=_thumbs(message.id) if message.rateable else None,
+            reply_markup=_keyboard(message),
         )
         return str(sent.message_id)
+
+    async def _react(self, message: OutboundMessage) -> str:
+        """Telegram's list of reactions has no check mark."""
+        face = "👌" if message.text == DELIVERED else "👎"
+        await self._bot.set_message_reaction(message.address.chat, int(message.reply_to), face)
+        return message.reply_to
 
     async def _edit(self, message: OutboundMessage) -> str:
         try:
@@ -343,11 +367,20 @@ class TelegramAdapter:
                 message.address.chat,
                 int(message.edits),
                 link_preview_options=LinkPreviewOptions(is_disabled=True),
+                reply_markup=_keyboard(message),
             )
         except BadRequest as error:
             if "message is not modified" not in error.message.lower():
                 raise
         return message.edits
+
+
+def _keyboard(message: OutboundMessage) -> InlineKeyboardMarkup | None:
+    """A row of buttons: a card's, or the thumbs of a reply."""
+    if message.rateable:
+        return _thumbs(message.id)
+    buttons = [InlineKeyboardButton(each.label, callback_data=each.token) for each in message.buttons]
+    return InlineKeyboardMarkup([buttons]) if buttons else None
 
 
 def _thumbs(outbound_id: str) -> InlineKeyboardMarkup:

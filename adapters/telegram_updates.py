@@ -17,7 +17,9 @@ from bot.messages import (
     InboundMessage,
     Moved,
     Platform,
+    Pressed,
     Rated,
+    read_action,
     read_rating,
 )
 
@@ -64,8 +66,9 @@ def to_inbound(update: object, account: str, bot_username: str) -> Event:
     The event is named by chat and message, not by update_id: Telegram starts again at a random update_id after a quiet
     week, and a number met twice would look like a redelivery. `cursor` is the update_id, None only when there is none.
     """
-    if pressed := _table(update, "callback_query"):
-        return _rated(pressed, _whole(update, "update_id"), account)
+    pressed = _table(update, "callback_query")
+    if pressed and "data" in pressed:
+        return _pressed(pressed, _whole(update, "update_id"), account)
     edited = isinstance(update, Mapping) and _EDITED in update
     cursor, message = _whole(update, "update_id"), _table(update, _EDITED if edited else "message")
     old, new = _whole(_table(message, "chat"), "id"), _whole(message, "migrate_to_chat_id")
@@ -89,15 +92,21 @@ def to_inbound(update: object, account: str, bot_username: str) -> Event:
         kind=kind,
         reply_to=message_id if _in_group(message) else "",
         cursor=cursor,
+        answers=str(_whole(_table(message, "reply_to_message"), "message_id") or ""),
     )
 
 
-def _rated(pressed: Mapping[str, object], cursor: int | None, account: str) -> Event:
+def _pressed(pressed: Mapping[str, object], cursor: int | None, account: str) -> Event:
     """A button was pressed: data is what we gave it, unless somebody else made it up."""
-    rating, who = read_rating(_string(pressed, "data")), _whole(_table(pressed, "from"), "id")
-    if rating is None or who is None or cursor is None:
-        return Dropped(Platform.TELEGRAM, account, "not a button of ours", cursor=cursor)
-    return Rated(Platform.TELEGRAM, account, str(who), rating[1], rating[0], cursor)
+    data, sender = _string(pressed, "data"), _table(pressed, "from")
+    chat = _whole(_table(_table(pressed, "message"), "chat"), "id")
+    if _whole(sender, "id") is not None and cursor is not None:
+        if rating := read_rating(data):
+            return Rated(Platform.TELEGRAM, account, _customer(sender).id, rating[1], rating[0], cursor)
+        if action := read_action(data):
+            agent = _customer(sender)
+            return Pressed(Platform.TELEGRAM, account, str(chat), agent, action[1], action[0], cursor)
+    return Dropped(Platform.TELEGRAM, account, "not a button of ours", cursor=cursor)
 
 
 def find_here(updates: Sequence[object], bot_username: str) -> tuple[str, str] | None:

@@ -95,6 +95,9 @@ class WebAdapter(LocalAdapter):
         self._live[preview.address.chat] = _Live(preview, time.monotonic())
         return ""
 
+    async def is_member(self, chat: str, person: str) -> bool:
+        return False
+
     # -- what the page asks ------------------------------------------------------------------------
 
     async def hear(self, visitor: str, text: str, language: str) -> None:

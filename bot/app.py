@@ -24,6 +24,7 @@ from bot.conversation import Line
 from bot.deliver import Deliverer
 from bot.errors import ConfigError, DatabaseUnavailable, FrontdeskError
 from bot.escalate import CardWriter, Desk
+from bot.handoff import Handoff, Members
 from bot.http import Health, Hook, build_asgi, is_loopback, serve
 from bot.intake import Intake
 from bot.messages import Adapter, Address, Platform
@@ -169,7 +170,10 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         max_attempts=settings.queue.max_attempts,
         max_backoff=(longest := timedelta(seconds=settings.queue.max_backoff_seconds)),
     )
-    cards = CardWriter(partial(emoji, settings))
+    behaviour, agents = manners(settings), cards_to(settings)
+    handoff = None
+    if agents is not None and agents.platform in adapters:
+        handoff = Handoff(store, writer, Members(adapters, agents), agents, behaviour.cards, queue.wake)
     return App(
         settings,
         database,
@@ -184,19 +188,20 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
             writer,
             metrics,
             settings.limits.max_text_chars,
-            cards_to(settings),
+            agents,
             queue.wake,
             settings.limits.allow,
             settings.limits.block,
+            handoff,
         ),
         adapters,
         terminal,
-        Attendant(store, writer, engine, adapters, manners(settings), metrics, queue.wake),
+        Attendant(store, writer, engine, adapters, behaviour, metrics, queue.wake),
         Deliverer(
             store,
             writer,
             adapters,
-            cards,
+            behaviour.cards,
             metrics,
             lambda attempt: backoff(attempt, longest),
             thumbs=settings.business.thumbs,
@@ -218,7 +223,9 @@ def _platforms(settings: Settings, history: History, desk: Desk) -> Iterator[Ada
 
         tokens = secrets.slack_bot_token.get_secret_value(), secrets.slack_app_token.get_secret_value()
         signing = secrets.slack_signing_secret.get_secret_value() if settings.slack.webhook else ""
-        yield SlackAdapter(*tokens, settings.slack.api_url, signing, desk)
+        agents = cards_to(settings)
+        channel = agents.chat if agents is not None and agents.platform is Platform.SLACK else ""
+        yield SlackAdapter(*tokens, settings.slack.api_url, signing, desk, channel)
     if settings.web.enabled:
         try:
             from adapters.web import WebAdapter
@@ -258,6 +265,7 @@ def manners(settings: Settings) -> Manners:
         keywords=settings.escalation.keywords,
         limits=Limits(settings.limits.messages_per_minute, settings.limits.replies_per_minute),
         shop=settings.business.name,
+        cards=CardWriter(partial(emoji, settings)),
     )
 
 

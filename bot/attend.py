@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -12,6 +12,7 @@ from bot.catalogue import language_of, languages, say
 from bot.conversation import Author, Call, Line, Outcome, Owner, Reason
 from bot.deliver import Progress
 from bot.errors import EngineError
+from bot.escalate import CardWriter
 from bot.messages import MARKS, Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
 from bot.metrics import Metrics
 from bot.policy import Decision, Heard, Limits, decide, forgets, needs_model, shed
@@ -26,7 +27,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Manners:
-    """How the desk behaves: two roles, how moods are judged, which words call a human, what is too much, our name."""
+    """How the desk behaves: two roles, how moods are judged, which words call a human, what is too much, our name, and
+    how agents are told."""
 
     sentiment: LabelRole
     reply: TextRole
@@ -35,6 +37,7 @@ class Manners:
     keywords: tuple[str, ...]
     limits: Limits
     shop: str
+    cards: CardWriter
 
 
 class Attendant:
@@ -89,7 +92,9 @@ class Attendant:
             return Settlement()
         silent = waiting.conversation.owner is Owner.HUMAN
         moods, reply, seen = dict[int, Sentiment](), None, ""
-        if not silent and not forgets(waiting.lines):
+        if silent:
+            moods = await self._read_moods(waiting)
+        elif not forgets(waiting.lines):
             if self._manners.limits.passed(waiting.pace):
                 return self._shed(waiting)
             moods, reply, seen = await self._ask_engine(waiting)
@@ -100,7 +105,14 @@ class Attendant:
         if decision.language:
             waiting = _speaking(waiting, decision.language)
         says = tuple(self._says(waiting, decision, reply))
-        return Settlement(verdicts, says, decision.call, decision.language, decision.forget, silent, seen)
+        relays = tuple(self._relays(waiting, moods))
+        return Settlement(verdicts, says, decision.call, decision.language, decision.forget, silent, seen, relays)
+
+    def _relays(self, waiting: Waiting, moods: Mapping[int, Sentiment]) -> Iterator[tuple[int, str]]:
+        customer = waiting.conversation.customer
+        for line in waiting.lines:
+            judged = replace(line, sentiment=moods.get(line.id))
+            yield line.id, self._manners.cards.relayed(judged, customer.name or customer.id)
 
     def _shed(self, waiting: Waiting) -> Settlement:
         owner, keywords = waiting.conversation.owner, self._manners.keywords
@@ -160,7 +172,15 @@ class Attendant:
                 raise group.exceptions[0] from None
         return dict(task.result() for task in moods), reply.result() if reply else None, progress.seen
 
-    async def _mood(self, line: Line, progress: Progress) -> tuple[int, Sentiment]:
+    async def _read_moods(self, waiting: Waiting) -> dict[int, Sentiment]:
+        """For a human who owns the conversation: what their customer says reaches them also where the model fails."""
+        try:
+            return dict([await self._mood(line) for line in _texts(waiting.lines)])
+        except EngineError as error:
+            log.warning("mood not read", error=str(error))
+            return {}
+
+    async def _mood(self, line: Line, progress: Progress | None = None) -> tuple[int, Sentiment]:
         started = asyncio.get_running_loop().time()
         scores = await self._engine.label(self._manners.sentiment, line.text)
         self._metrics.engine(self._manners.sentiment.name, asyncio.get_running_loop().time() - started)
@@ -168,7 +188,8 @@ class Attendant:
         negative = scores.probabilities[self._manners.negative]
         sentiment = Sentiment(scores.best, negative, self._manners.threshold)
         log.info("mood read", message=line.id, label=sentiment.label, negative=round(negative, 3))
-        progress.show(sentiment=sentiment)
+        if progress is not None:
+            progress.show(sentiment=sentiment)
         return line.id, sentiment
 
     async def _reply(self, waiting: Waiting, progress: Progress) -> Reply:

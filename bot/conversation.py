@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from bot.messages import Address, Customer, InboundKind, Rating, Sentiment
+from bot.messages import Address, AgentAction, Customer, InboundKind, Rating, Sentiment
 
 
 class Owner(StrEnum):
@@ -123,7 +123,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Escalation:
-    """An open call for a human, with what an agent wants to see first. `times` counts the calls it stands for."""
+    """A call for a human, with what an agent wants to see first.
+
+    `times` counts the calls it stands for. `claimed_by` is the agent's name, "" for nobody yet; `ended` how it was
+    resolved, None while it is open.
+    """
 
     id: int
     reason: Reason
@@ -132,3 +136,7 @@ class Escalation:
     recent: tuple[Line, ...]
     opened_at: datetime
     times: int
+    claimed_by: str = ""
+    claimed_at: datetime | None = None
+    ended: AgentAction | None = None
+    resolved_at: datetime | None = None

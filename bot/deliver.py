@@ -91,7 +91,8 @@ class Deliverer:
         if not self._thumbs:
             message = replace(message, rateable=False)
         if sending.escalation is not None:
-            message = replace(message, text=self._cards.text(sending.escalation))
+            escalation = sending.escalation
+            message = replace(message, text=self._cards.text(escalation), buttons=self._cards.buttons(escalation))
         try:
             return await adapter.send(message)
         except Undeliverable:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from bot.catalogue import language_of, say
 from bot.conversation import Author, Escalation, Line, Reason
-from bot.messages import Address, InboundKind, Rating
+from bot.messages import Address, AgentAction, Button, InboundKind, Rating, action_token
 from bot.store.database import Writer
 from bot.store.reader import Reader
 
@@ -23,7 +24,7 @@ class CardWriter:
 
     def text(self, escalation: Escalation) -> str:
         """Who, where, why, the message, its probability, the last turns. The first line is the title."""
-        language = self._language(escalation)
+        language = self.language(escalation)
         if escalation.reason is Reason.ERASED:
             return self._title(escalation, language)
         customer, address = escalation.conversation.customer, escalation.conversation.address
@@ -33,12 +34,46 @@ class CardWriter:
             say("card_place", language, place=_place(address)),
             *([say("card_origin", language, origin=origin)] if (origin := escalation.conversation.origin) else []),
             *([say("card_unreachable", language, why=why)] if (why := escalation.conversation.unreachable) else []),
-            say("card_since", language, since=f"{escalation.opened_at:%Y-%m-%d %H:%M} UTC", times=escalation.times),
+            say("card_since", language, since=_at(escalation.opened_at), times=escalation.times),
+            *self._state(escalation, language),
         ]
         if escalation.evidence is not None:
             lines += ["", say("card_message", language), self._line(escalation.evidence, language)]
         lines += ["", say("card_recent", language), *self._recent(escalation.recent, language)]
         return "\n".join(lines)
+
+    def buttons(self, escalation: Escalation) -> tuple[Button, ...]:
+        """What can be done about it now."""
+        if escalation.resolved_at is not None:
+            return ()
+        claimed = AgentAction.RETURN if escalation.claimed_by else AgentAction.CLAIM
+        language = self.language(escalation)
+        return tuple(
+            Button(say(f"button_{action}", language), action_token(action, escalation.id))
+            for action in (claimed, AgentAction.RESOLVE)
+        )
+
+    def relayed(self, line: Line, name: str) -> str:
+        """What a customer said, for agents."""
+        mood = f"{self._emoji(line.sentiment.label)} " if line.sentiment else ""
+        return f"{mood}{name}: {_quote(line, most=None)}"
+
+    def language(self, escalation: Escalation) -> str:
+        """Of a card: that of the customer's last words."""
+        said = [line.text for line in escalation.recent if _is_wording(line)]
+        return language_of(said[-1] if said else "", escalation.conversation.customer.language)
+
+    def customers_language(self, escalation: Escalation) -> str:
+        """Of what is said to the customer: the one they chose, else as on the card."""
+        return escalation.conversation.customer.chosen or self.language(escalation)
+
+    def _state(self, escalation: Escalation, language: str) -> list[str]:
+        lines = []
+        if escalation.claimed_by and escalation.claimed_at:
+            lines.append(say("card_claimed", language, name=escalation.claimed_by, since=_at(escalation.claimed_at)))
+        if escalation.ended and escalation.resolved_at:
+            lines.append(say(f"card_{escalation.ended}", language, since=_at(escalation.resolved_at)))
+        return lines
 
     def _title(self, escalation: Escalation, language: str) -> str:
         sentiment = escalation.evidence.sentiment if escalation.evidence else None
@@ -52,10 +87,6 @@ class CardWriter:
         mood = f"{self._emoji(line.sentiment.label)} {line.sentiment.negative:.2f} " if line.sentiment else ""
         rated = f" {_THUMBS[line.rating]}" if line.rating else ""
         return f"{mood}{say(f'author_{line.author}', language)}: {_quote(line)}{rated}"
-
-    def _language(self, escalation: Escalation) -> str:
-        said = [line.text for line in escalation.recent if _is_wording(line)]
-        return language_of(said[-1] if said else "", escalation.conversation.customer.language)
 
 
 class Desk:
@@ -89,7 +120,7 @@ class Desk:
 
 def _in_a_line(call: Escalation, language: str) -> str:
     who = call.conversation.customer.name or call.conversation.customer.id
-    reason, since = say(f"reason_{call.reason}", language), f"{call.opened_at:%Y-%m-%d %H:%M} UTC"
+    reason, since = say(f"reason_{call.reason}", language), _at(call.opened_at)
     return f"#{call.id} {reason} · {who} · {_place(call.conversation.address)} · {since}"
 
 
@@ -101,12 +132,17 @@ def _place(address: Address) -> str:
     return f"{address.platform.capitalize()} {address.chat}" + (f" / {address.thread}" if address.thread else "")
 
 
-def _quote(line: Line) -> str:
-    text = " ".join(line.text.split())
+def _at(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC"
+
+
+def _quote(line: Line, most: int | None = MAX_QUOTE) -> str:
+    """Folded and cut to `most` characters, None for neither."""
+    text = " ".join(line.text.split()) if most else line.text
     if line.kind is InboundKind.COMMAND:
         text = f"/{text}"
     elif line.kind is InboundKind.MEDIA:
         text = f"[{text}]"
     elif line.kind is InboundKind.EDIT:
         text = f"✏️ {text}"
-    return text if len(text) <= MAX_QUOTE else f"{text[: MAX_QUOTE - 1]}…"
+    return text if not most or len(text) <= most else f"{text[: most - 1]}…"

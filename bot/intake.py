@@ -9,7 +9,20 @@ from dataclasses import replace
 import structlog
 
 from bot.errors import Stopping
-from bot.messages import Address, Dropped, Edited, Event, InboundKind, InboundMessage, Moved, Platform, Rated, Receipt
+from bot.handoff import Handoff
+from bot.messages import (
+    Address,
+    Dropped,
+    Edited,
+    Event,
+    InboundKind,
+    InboundMessage,
+    Moved,
+    Platform,
+    Pressed,
+    Rated,
+    Receipt,
+)
 from bot.metrics import Metrics
 from bot.store.database import Writer
 from bot.store.store import Store
@@ -44,6 +57,7 @@ class Intake:
         on_accepted: Callable[[], None],
         allow: Collection[str] = (),
         block: Collection[str] = (),
+        handoff: Handoff | None = None,
     ) -> None:
         self._store = store
         self._writer = writer
@@ -52,6 +66,7 @@ class Intake:
         self._agents = agents
         self._on_accepted = on_accepted
         self._allow, self._block = frozenset(allow), frozenset(block)
+        self._handoff = handoff
         self._closed = False
 
     def close(self) -> None:
@@ -70,7 +85,12 @@ class Intake:
             return await self._move(event)
         if isinstance(event, Rated):
             return await self._rate(event)
+        if isinstance(event, Pressed):
+            await self.press(event)
+            return Receipt.ACCEPTED
         message = self._cleaned(event)
+        if self._handoff and self._handoff.is_here(message.address.platform, message.address.chat):
+            return await self._hear_agent(self._handoff, message)
         if reason := self._unwanted(message):
             address = event.address
             return await self._drop(Dropped(address.platform, address.account, reason, event.event_id, event.cursor))
@@ -90,6 +110,20 @@ class Intake:
 
     async def cursor(self, platform: Platform, account: str) -> int | None:
         return await self._writer(self._store.cursor, platform, account)
+
+    async def press(self, event: Pressed) -> str:
+        """Do what a button on a card says. Returns what to tell whoever pressed it. Raises DatabaseUnavailable."""
+        if self._closed:
+            raise Stopping("frontdesk is stopping")
+        await self._writer(self._store.drop, Dropped(event.platform, event.account, "", cursor=event.cursor))
+        return await self._handoff.press(event) if self._handoff else ""
+
+    async def _hear_agent(self, handoff: Handoff, message: InboundMessage) -> Receipt:
+        receipt = await handoff.hear(message)
+        if receipt is Receipt.DROPPED:
+            address = message.address
+            return await self._drop(Dropped(address.platform, address.account, "among agents", cursor=message.cursor))
+        return receipt
 
     async def _edit(self, event: Edited) -> Receipt:
         text = clean(event.text, self._max_chars)

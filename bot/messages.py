@@ -66,7 +66,8 @@ class InboundMessage:
     account and stays the same when the platform delivers again. `reply_to` is the platform's
     handle for where the answer goes (a message id, a thread ts), "" when the chat is enough.
     `cursor` is the platform's position to store together with this event (Telegram's update_id).
-    `cut`: the end of a text that was too long is missing.
+    `cut`: the end of a text that was too long is missing. `answers` is the platform's id of the message that this one
+    answers, "" for none.
     """
 
     address: Address
@@ -77,6 +78,7 @@ class InboundMessage:
     reply_to: str = ""
     cursor: int | None = None
     cut: bool = False
+    answers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,27 @@ class Rated:
     cursor: int | None = None
 
 
+class AgentAction(StrEnum):
+    """What a button on a card does."""
+
+    CLAIM = "claim"  # this agent answers the customer, the bot is silent
+    RESOLVE = "resolve"  # done; the bot answers again
+    RETURN = "return"  # not done, but the bot shall go on
+
+
+@dataclass(frozen=True, slots=True)
+class Pressed:
+    """A button on a card was pressed in the chat `chat`. `agent` is who did it."""
+
+    platform: Platform
+    account: str
+    chat: str
+    agent: Customer
+    escalation_id: int
+    action: AgentAction
+    cursor: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """An event that is not for us (a bot's message, an unknown update type). It still moves the cursor.
@@ -135,7 +158,7 @@ class Dropped:
     cursor: int | None = None
 
 
-Event = InboundMessage | Edited | Moved | Rated | Dropped
+Event = InboundMessage | Edited | Moved | Rated | Pressed | Dropped
 
 
 class Receipt(StrEnum):
@@ -151,7 +174,22 @@ class OutboundKind(StrEnum):
 
     REPLY = "reply"  # the model's answer; never sent once a human owns the conversation
     NOTICE = "notice"  # a fixed sentence of the catalogue
+    AGENT = "agent"  # what a human of the business says to a customer
     CARD = "card"  # an escalation, to the agents
+    RELAY = "relay"  # what a customer of theirs says, to the agents
+    MARK = "mark"  # a reaction to an agent's message: whether it arrived
+
+
+DELIVERED, NOT_DELIVERED = "delivered", "not delivered"
+"""The texts of a MARK."""
+
+
+@dataclass(frozen=True, slots=True)
+class Button:
+    """What it says, and what comes back when it is pressed."""
+
+    label: str
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +199,8 @@ class OutboundMessage:
     `edits` is the platform's id of an earlier message, or of one begun by a preview, that this one
     replaces in place ("" for a new one). `maybe_sent` says that an earlier attempt ended without an
     answer: ask the platform first where it can be asked. `rateable`: it goes out with a thumb up and
-    a thumb down, which come back as Rated.
+    a thumb down, which come back as Rated; `buttons` come back as Pressed. A MARK is no message: `text`
+    is "delivered" or not, `reply_to` the message it is put to.
     """
 
     id: str
@@ -172,6 +211,7 @@ class OutboundMessage:
     edits: str = ""
     maybe_sent: bool = False
     rateable: bool = False
+    buttons: tuple[Button, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +266,16 @@ def rating_token(rating: Rating, outbound_id: str) -> str:
     return f"{rating}:{outbound_id}"
 
 
+def action_token(action: AgentAction, escalation_id: int) -> str:
+    return f"{action}:{escalation_id}"
+
+
+def read_action(token: str) -> tuple[AgentAction, int] | None:
+    """The action and the escalation of a button's token; None for anything else."""
+    found = re.fullmatch(f"({'|'.join(AgentAction)}):([0-9]{{1,18}})", token)
+    return (AgentAction(found[1]), int(found[2])) if found else None
+
+
 def read_rating(token: str) -> tuple[Rating, str] | None:
     """The rating and the outbound id of a button's token; None for anything else."""
     found = re.fullmatch(f"({'|'.join(Rating)}):([0-9a-f]{{32}})", token)
@@ -244,6 +294,10 @@ class Inbox(Protocol):
 
         Raises DatabaseUnavailable when nothing was stored: do not acknowledge, the platform will deliver again.
         """
+        ...
+
+    async def press(self, event: Pressed) -> str:
+        """Do what a button on a card says. Returns what to tell whoever pressed it. Raises DatabaseUnavailable."""
         ...
 
     async def cursor(self, platform: Platform, account: str) -> int | None:
@@ -280,6 +334,10 @@ class Adapter(Protocol):
         Returns the platform's id of the message that the reply is written into from now on, which send() is given as
         `edits`; "" where a preview is no message.
         """
+        ...
+
+    async def is_member(self, chat: str, person: str) -> bool:
+        """Whether somebody is in a chat where the bot is. Raises DeliveryError."""
         ...
 
     def split(self, text: str) -> Sequence[str]:

@@ -8,7 +8,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from bot.conversation import Author, Conversation, Escalation, Line, Outcome, Owner, Pace, Reason
-from bot.messages import Address, Customer, InboundKind, OutboundKind, Platform, Rating, Sentiment
+from bot.messages import Address, AgentAction, Customer, InboundKind, OutboundKind, Platform, Rating, Sentiment
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, MessageRow, OutboundRow
 from bot.store.values import OutboundState, Sent
 
@@ -20,6 +20,12 @@ def open_escalation(conversation_id: int) -> Select[EscalationRow]:
     return select(EscalationRow).where(
         EscalationRow.conversation_id == conversation_id, EscalationRow.resolved_at.is_(None)
     )
+
+
+def next_turn(session: Session, conversation_id: int) -> int:
+    """The number of a conversation's next exchange."""
+    last = select(func.max(MessageRow.turn)).where(MessageRow.conversation_id == conversation_id)
+    return 1 + (session.scalar(last) or 0)
 
 
 def address(row: ConversationRow | OutboundRow) -> Address:
@@ -72,6 +78,10 @@ def escalation(session: Session, row: EscalationRow) -> Escalation:
         tuple(map(to_line, reversed(session.scalars(newest_first).all()))),
         row.opened_at,
         row.times,
+        row.claimed_name or row.claimed_by,
+        row.claimed_at,
+        AgentAction(row.ended) if row.ended else None,
+        row.resolved_at,
     )
 
 

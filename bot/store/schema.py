@@ -138,6 +138,10 @@ class EscalationRow(Base):
     updated_at: Mapped[datetime]
     resolved_at: Mapped[datetime | None]
     card_id: Mapped[str]
+    claimed_by: Mapped[str] = mapped_column(server_default="", default="")
+    claimed_name: Mapped[str] = mapped_column(server_default="", default="")
+    claimed_at: Mapped[datetime | None]
+    ended: Mapped[str] = mapped_column(server_default="", default="")
 
 
 class OutboundRow(Base):

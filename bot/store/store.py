@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from bot.conversation import Author, Call, Outcome, Owner, OwnerEvent, Reason, next_owner
+from bot.conversation import Author, Call, Escalation, Outcome, Owner, OwnerEvent, Reason, next_owner
 from bot.messages import (
     Address,
     Delivery,
@@ -22,14 +21,17 @@ from bot.messages import (
     OutboundKind,
     OutboundMessage,
     Platform,
+    Pressed,
     Rated,
     Receipt,
 )
 from bot.store import erase, jobs, rows
 from bot.store.database import leave_no_trace
+from bot.store.handoff import Handoff
 from bot.store.jobs import Claim, JobKind
+from bot.store.outbox import Outbox
 from bot.store.schema import ConversationRow, CursorRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
-from bot.store.values import Accepted, OutboundState, Say, Sending, Settlement, Verdict, Waiting
+from bot.store.values import Accepted, Heard, OutboundState, Pressing, Say, Sending, Settlement, Verdict, Waiting
 
 Clock = Callable[[], datetime]
 
@@ -47,8 +49,9 @@ class Store:
 
     def __init__(self, engine: Engine, cards_to: Address | None = None, clock: Clock = utc_now) -> None:
         self._engine = engine
-        self._cards_to = cards_to
         self._now = clock
+        self._outbox = Outbox(cards_to, clock)
+        self._handoff = Handoff(self._outbox, clock)
 
     @contextmanager
     def _begin(self) -> Iterator[Session]:
@@ -112,7 +115,9 @@ class Store:
         session.flush()
         called = session.scalar(rows.open_escalation(conversation.id))
         if called is not None:
-            self._show_card(session, called)
+            self._outbox.show_card(session, called)
+        if conversation.owner == Owner.HUMAN:
+            self._handoff.relay(session, conversation, [(note.id, f"✏️ {note.text}")])
         return note.id
 
     def move(self, event: Moved) -> None:
@@ -263,14 +268,14 @@ class Store:
     def _settle(self, session: Session, conversation_id: int, settlement: Settlement) -> None:
         conversation = session.get_one(ConversationRow, conversation_id)
         silent = conversation.owner == Owner.HUMAN
-        turn = 1 + (
-            session.scalar(select(func.max(MessageRow.turn)).where(MessageRow.conversation_id == conversation_id)) or 0
-        )
+        turn = rows.next_turn(session, conversation_id)
         for verdict in settlement.verdicts:
             self._judge(session.get_one(MessageRow, verdict.message_id), verdict, turn, silent)
         begun, conversation.begun = conversation.begun, ""
         if silent and settlement.seen:
             session.add(self._line(conversation, Author.BOT, f"{settlement.seen} …", turn))
+        if silent:
+            self._handoff.relay(session, conversation, settlement.relays)
         if silent and not settlement.own:
             return
         into = _finishing(settlement.says)
@@ -286,7 +291,7 @@ class Store:
         theirs = select(ConversationRow.id).filter_by(customer_id=conversation.customer_id)
         erased, asked = list(session.scalars(theirs)), max(verdict.message_id for verdict in settlement.verdicts)
         for escalation in erase.erase(session, conversation.customer_id, asked, self._now(), job):
-            self._show_card(session, escalation)
+            self._outbox.show_card(session, escalation)
         for say in settlement.says:
             self._say(session, conversation, say, turn=1)
         erase.remove(session, conversation.customer_id)
@@ -306,34 +311,20 @@ class Store:
         line.settled_at = line.at
         session.add(line)
         session.flush()
+        to, lane = rows.address(conversation), str(conversation.id)
         for part in say.parts:
-            row = self._outbound(conversation.id, say.kind, rows.address(conversation))
-            row.text, row.reply_to, row.message_id = part, say.reply_to, line.id
-            row.platform_id, begun = begun, ""
-            self._send_later(session, row, lane=str(conversation.id))
-
-    def _outbound(self, conversation_id: int, kind: OutboundKind, to: Address) -> OutboundRow:
-        return OutboundRow(
-            id=uuid.uuid4().hex,
-            conversation_id=conversation_id,
-            kind=kind,
-            platform=to.platform,
-            account=to.account,
-            chat=to.chat,
-            thread=to.thread,
-            reply_to="",
-            text="",
-            state=OutboundState.PENDING,
-            unknowns=0,
-            created_at=self._now(),
-            platform_id="",
-            error="",
-        )
-
-    def _send_later(self, session: Session, row: OutboundRow, lane: str) -> None:
-        session.add(row)
-        session.flush()
-        jobs.enqueue_delivery(session, lane, row.conversation_id, row.id, row.created_at)
+            self._outbox.put(
+                session,
+                conversation.id,
+                say.kind,
+                to,
+                lane,
+                text=part,
+                reply_to=say.reply_to,
+                begun=begun,
+                message_id=line.id,
+            )
+            begun = ""
 
     # -- escalation ------------------------------------------------------------------------------
 
@@ -347,18 +338,26 @@ class Store:
         row.message_id = call.message_id
         conversation.owner = next_owner(Owner(conversation.owner), OwnerEvent.CALL)
         session.flush()
-        self._show_card(session, row)
+        self._outbox.show_card(session, row)
 
-    def _show_card(self, session: Session, escalation: EscalationRow) -> None:
-        if self._cards_to is not None and not self._card_is_pending(session, escalation.id):
-            card = self._outbound(escalation.conversation_id, OutboundKind.CARD, self._cards_to)
-            card.escalation_id = escalation.id
-            self._send_later(session, card, lane=f"card:{escalation.id}")
+    def call(self, escalation_id: int) -> Escalation | None:
+        """A call for a human, as agents see it; None for an unknown one."""
+        with self._begin() as session:
+            row = session.get(EscalationRow, escalation_id)
+            return rows.escalation(session, row) if row else None
 
-    def _card_is_pending(self, session: Session, escalation_id: int) -> bool:
-        """A card that was not tried yet will show the newest state anyway: it is written when it is sent."""
-        pending = select(OutboundRow.id).filter_by(escalation_id=escalation_id, state=OutboundState.PENDING)
-        return session.scalar(pending) is not None
+    def press(self, event: Pressed, notice: str) -> Pressing:
+        """Do what a button on a card says, once; `notice` tells the customer. Pressed again, it changes nothing."""
+        with self._begin() as session:
+            self._advance(session, event.platform, event.account, event.cursor)
+            return self._handoff.press(session, event, notice)
+
+    def hear_agent(self, message: InboundMessage, told: str) -> Heard:
+        """Take what was written among the agents to the customer, or tell its writer to claim first."""
+        address = message.address
+        with self._begin() as session:
+            self._advance(session, address.platform, address.account, message.cursor)
+            return self._handoff.hear(session, message, told)
 
     def may_speak(self, conversation_id: int) -> bool:
         """Whether the bot may: no human owns the conversation, and it was not erased meanwhile."""
@@ -409,17 +408,19 @@ class Store:
 
     def _sending(self, session: Session, row: OutboundRow, job: JobRow, maybe_sent: bool) -> Sending:
         called = session.get(EscalationRow, row.escalation_id) if row.escalation_id is not None else None
+        is_card = row.kind == OutboundKind.CARD
+        hangs_on = called.card_id if called and not is_card and row.kind != OutboundKind.AGENT else ""
         message = OutboundMessage(
             id=row.id,
             kind=OutboundKind(row.kind),
             address=rows.address(row),
             text=row.text,
-            reply_to=row.reply_to,
-            edits=called.card_id if called else row.platform_id,
+            reply_to=row.reply_to or hangs_on,
+            edits=called.card_id if called and is_card else row.platform_id,
             maybe_sent=maybe_sent,
             rateable=row.kind == OutboundKind.REPLY and jobs.is_last_part(session, job, row),
         )
-        card = rows.escalation(session, called) if called else None
+        card = rows.escalation(session, called) if called and is_card else None
         return Sending(message, card, row.unknowns, row.created_at)
 
     def sent(self, claim: Claim, delivery: Delivery) -> None:
@@ -428,8 +429,10 @@ class Store:
             job = jobs.held(session, claim)
             row = session.get_one(OutboundRow, claim.outbound_id)
             row.state, row.settled_at, row.platform_id = OutboundState.SENT, self._now(), delivery.platform_id
-            if row.escalation_id is not None:
+            if row.kind == OutboundKind.CARD:
                 session.get_one(EscalationRow, row.escalation_id).card_id = delivery.platform_id
+            elif row.kind == OutboundKind.AGENT:
+                self._handoff.mark(session, row)
             session.delete(job)
             gone = self._remove(session, row)
         if gone:
@@ -446,13 +449,15 @@ class Store:
             jobs.again(job, self._now() + delay, error, counts=unknown)
 
     def bury_delivery(self, claim: Claim, error: str) -> None:
-        """Give up on a message. Unless it was a card, a human is called. Raises LeaseLost."""
+        """Give up on a message. A human is called, or told where they wrote it. Raises LeaseLost."""
         with self._begin() as session:
             job = jobs.held(session, claim)
             row = session.get_one(OutboundRow, claim.outbound_id)
             row.state, row.settled_at, row.error = OutboundState.FAILED, self._now(), error
             jobs.bury(job, error)
-            if row.kind != OutboundKind.CARD:
+            if row.kind == OutboundKind.AGENT:
+                self._handoff.mark(session, row, error)
+            elif row.escalation_id is None:
                 self._despair(session, session.get_one(ConversationRow, row.conversation_id), row)
             gone = self._remove(session, row)
         if gone:

@@ -64,7 +64,8 @@ class Settlement:
 
     `language` is what the customer chose now. `forget`: everything is erased, and then said what is to be said.
     `own`: it is about the customer's own data, and so is said whoever owns the conversation. `seen` is what the
-    customer saw of a reply while it was written.
+    customer saw of a reply while it was written. `relays` shows the agents each message, where a human owns the
+    conversation.
     """
 
     verdicts: tuple[Verdict, ...] = ()
@@ -74,6 +75,25 @@ class Settlement:
     forget: bool = False
     own: bool = False
     seen: str = ""
+    relays: tuple[tuple[int, str], ...] = ()
+
+
+class Pressing(StrEnum):
+    """What came of a button on a card."""
+
+    DONE = "done"
+    YOURS = "yours"  # who pressed "claim" has it already
+    TAKEN = "taken"  # somebody else was first
+    OVER = "over"  # it is resolved
+
+
+class Heard(StrEnum):
+    """What came of a message among the agents."""
+
+    RELAYED = "relayed"
+    DUPLICATE = "duplicate"
+    NOT_CLAIMED = "not claimed"  # its writer has not claimed the conversation
+    ELSEWHERE = "elsewhere"  # not in the thread of an escalation
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class RecordingAdapter:
         self.previews: list[Preview] = []
         self.plan: list[Exception | None] = []
         self.begins = ""
+        self.members: set[str] | Exception = set()
         self.inbox: Inbox | None = None
 
     async def run(self, inbox: Inbox) -> None:
@@ -32,11 +33,16 @@ class RecordingAdapter:
         if fault is not None:
             raise fault
         self.sent.append(message)
-        return Delivery(f"p{len(self.sent)}")
+        return Delivery(message.edits or f"p{len(self.sent)}")
 
     async def preview(self, preview: Preview) -> str:
         self.previews.append(preview)
         return self.begins if preview.text and not preview.begun else ""
+
+    async def is_member(self, chat: str, person: str) -> bool:
+        if isinstance(self.members, Exception):
+            raise self.members
+        return person in self.members
 
     def split(self, text: str) -> Sequence[str]:
         return [text[start : start + self.limit] for start in range(0, len(text), self.limit)]

@@ -83,7 +83,10 @@ class Event:
         return str(self.body["event"]["ts"])
 
 
-SCOPES = "app_mentions:read,channels:history,channels:read,chat:write,commands,groups:history,groups:read,im:history"
+SCOPES = (
+    "app_mentions:read,channels:history,channels:read,chat:write,commands,"
+    "groups:history,groups:read,im:history,reactions:write"
+)
 
 
 class FakeSlack(Workspace):
@@ -145,6 +148,9 @@ class FakeSlack(Workspace):
         (thumbs,) = [each for block in message["blocks"] for each in block.get("elements", [])]
         button = thumbs["positive_button" if up else "negative_button"]
         pressed = {"type": "feedback_buttons", "action_id": thumbs["action_id"], "value": button["value"]}
+        return await self._pressed(message, user, pressed)
+
+    async def _pressed(self, message: Mapping[str, Any], user: str, action: Mapping[str, Any]) -> Event:
         body = {
             "type": "block_actions",
             "team": {"id": self.team, "domain": "fake"},
@@ -152,12 +158,23 @@ class FakeSlack(Workspace):
             "api_app_id": "A0FAKE",
             "channel": {"id": message["channel"], "name": "directmessage"},
             "message": {"ts": message["ts"], "text": message["text"]},
-            "actions": [pressed],
+            "actions": [action],
         }
         happened = Event(body, kind="interactive")
         self.events.append(happened)
         await self._tell(happened)
         return happened
+
+    async def thread_message(self, channel: str, user: str, text: str, thread_ts: str, **more: Any) -> Event:
+        """`user` writes into a thread of a channel, without a mention."""
+        said = self.say(channel, user, text, thread_ts, **more)
+        return await self.deliver({"type": "message", "channel_type": "channel", **said})
+
+    async def press_button(self, message: Mapping[str, Any], user: str, label: str) -> Event:
+        """`user` presses the button `label` of a message of the bot."""
+        elements = [each for block in message["blocks"] for each in block.get("elements", [])]
+        (button,) = [each for each in elements if each["text"]["text"] == label]
+        return await self._pressed(message, user, {key: button[key] for key in ("type", "action_id", "value")})
 
     async def command(self, channel: str, user: str, words: str) -> Event:
         """`user` writes "/frontdesk " + words. The answer comes with the acknowledgement."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,9 @@ METHODS: Mapping[str, tuple[set[str], set[str]]] = {
         {"cursor", "limit", "oldest", "latest", "inclusive", "include_all_metadata"},
     ),
     "conversations.info": ({"channel"}, {"include_locale", "include_num_members"}),
+    "chat.postEphemeral": ({"channel", "user", "text"}, {"thread_ts"}),
+    "conversations.members": ({"channel"}, {"cursor", "limit"}),
+    "reactions.add": ({"channel", "timestamp", "name"}, set()),
     "conversations.replies": (
         {"channel", "ts"},
         {"cursor", "limit", "oldest", "latest", "inclusive", "include_all_metadata"},
@@ -89,6 +92,9 @@ class Workspace:
         self.team = team
         self.channels: dict[str, Channel] = {}
         self.statuses: list[dict[str, Any]] = []
+        self.whispers: list[dict[str, Any]] = []
+        self.reactions: list[tuple[str, str]] = []
+        self.members: dict[str, list[str]] = {}
         self.violations: list[str] = []
         self.pause_s, self.floods = 0.0, 0
         self._wrote_at: dict[str, float] = {}
@@ -230,6 +236,24 @@ class Workspace:
     def _conversations_info(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {"channel": _shown(self._readable(parameters["channel"]))}
 
+    def _conversations_members(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return _paged("members", self.members.get(self._readable(parameters["channel"]).id, []), parameters)
+
+    def _chat_postEphemeral(self, parameters: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
+        self._writable(parameters["channel"])
+        self.whispers.append(parameters)
+        return {"message_ts": "1.2"}
+
+    def _reactions_add(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        channel = self._writable(parameters["channel"])
+        if all(message["ts"] != parameters["timestamp"] for message in channel.messages):
+            raise Refused("message_not_found")
+        reaction = (parameters["timestamp"], parameters["name"])
+        if reaction in self.reactions:
+            raise Refused("already_reacted")
+        self.reactions.append(reaction)
+        return {}
+
     def _users_conversations(self, parameters: dict[str, Any]) -> dict[str, Any]:
         kinds = parameters.get("types", "public_channel").split(",")
         mine = [
@@ -250,7 +274,10 @@ def _blocks(parameters: dict[str, Any]) -> list[dict[str, Any]]:
     found = parameters.get("blocks") or []
     blocks: list[dict[str, Any]] = json.loads(found) if isinstance(found, str) else found
     for block in blocks:
-        if block["type"] not in ("section", "context_actions") or len(block.get("text", {}).get("text", "")) > 3_000:
+        if (
+            block["type"] not in ("section", "context_actions", "actions")
+            or len(block.get("text", {}).get("text", "")) > 3_000
+        ):
             raise Refused("invalid_blocks")
     return blocks
 
@@ -283,7 +310,7 @@ def _page(messages: list[dict[str, Any]], parameters: dict[str, Any]) -> dict[st
     return _paged("messages", shown, parameters)
 
 
-def _paged(key: str, items: list[dict[str, Any]], parameters: dict[str, Any]) -> dict[str, Any]:
+def _paged(key: str, items: Sequence[Any], parameters: dict[str, Any]) -> dict[str, Any]:
     start, limit = int(parameters.get("cursor") or 0), int(parameters.get("limit") or PAGE)
     following = start + limit
     cursor = str(following) if following < len(items) else ""

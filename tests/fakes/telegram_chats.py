@@ -60,6 +60,8 @@ class Chats:
         self.drafts: list[tuple[int, int, str]] = []
         self.open_queries: set[str] = set()
         self.noticed: list[str] = []
+        self.reactions: list[tuple[int, str]] = []
+        self.people: dict[int, str] = {}
         self.pause_s, self.floods = 0.0, 0
         self._wrote_at: dict[int, float] = {}
         self.commands: dict[tuple[str, str], list[Params]] = {}
@@ -102,7 +104,7 @@ class Chats:
                 if sent.text == text:
                     raise Refused(400, "Bad Request: message is not modified: the new content is the same")
                 sent.former.append(sent.text)
-                sent.text = text
+                sent.text, sent.params = text, {**sent.params, "reply_markup": params.get("reply_markup", {})}
                 return self._message(sent, chat)
         raise Refused(400, "Bad Request: message to edit not found")
 
@@ -118,6 +120,13 @@ class Chats:
         if not params["draft_id"]:
             raise Refused(400, "Bad Request: draft_id must be non-zero")
         self.drafts.append((chat.id, params["draft_id"], _checked(params["text"])))
+        return True
+
+    def set_message_reaction(self, params: Params) -> bool:
+        chat = self._writable(params)
+        if params["message_id"] not in chat.messages:
+            raise Refused(400, "Bad Request: message to react not found")
+        self.reactions.append((params["message_id"], params["reaction"][0]["emoji"]))
         return True
 
     def answer_callback_query(self, params: Params) -> bool:
@@ -158,6 +167,9 @@ class Chats:
 
     def get_chat_member(self, params: Params) -> Params:
         chat = self._known(params)
+        if params["user_id"] != self.bot_id:
+            user = {"id": params["user_id"], "is_bot": False, "first_name": "Somebody"}
+            return {"user": user, "status": self.people.get(params["user_id"], "left")}
         rights = {"can_send_messages": chat.may_write} if chat.bot_status == "restricted" else {}
         return {"user": self.me(), "status": chat.bot_status, **rights}
 

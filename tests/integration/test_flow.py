@@ -18,6 +18,7 @@ from bot.conversation import Outcome, OwnerEvent
 from bot.deliver import Deliverer
 from bot.errors import ChatMoved, OutcomeUnknown, RetryLater, Stopping, Undeliverable
 from bot.escalate import CardWriter, Desk
+from bot.handoff import Handoff, Members
 from bot.intake import Intake
 from bot.messages import Address, Dropped, Edited, InboundKind, OutboundKind, Platform, Rated, Rating, Receipt
 from bot.metrics import Metrics
@@ -39,7 +40,7 @@ class House:
 
     def __init__(self, database: Engine, settings: Settings | None = None, clock: Clock = utc_now) -> None:
         settings = settings or Settings()
-        self.engine = ScriptedEngine()
+        self.engine, self.seconds = ScriptedEngine(), 0.0
         self.telegram, self.slack = RecordingAdapter(), RecordingAdapter(Platform.SLACK)
         self.writer, self.metrics = Writer(), Metrics()
         self.store, self.reader = Store(database, AGENTS, clock), Reader(database)
@@ -53,11 +54,12 @@ class House:
             max_backoff=CAP,
         )
         wake = self.queue.wake
-        limits = settings.limits
+        limits, cards = settings.limits, CardWriter(lambda label: emoji(settings, label))
+        self.members = Members(adapters, AGENTS, lambda: self.seconds)
+        handoff = Handoff(self.store, self.writer, self.members, AGENTS, cards, wake)
         self.intake = Intake(
-            self.store, self.writer, self.metrics, 4000, AGENTS, wake, allow=limits.allow, block=limits.block
+            self.store, self.writer, self.metrics, 4000, AGENTS, wake, limits.allow, limits.block, handoff
         )
-        cards = CardWriter(lambda label: emoji(settings, label))
         self.handlers = {
             JobKind.ATTEND: Attendant(
                 self.store, self.writer, self.engine, adapters, manners(settings), self.metrics, wake

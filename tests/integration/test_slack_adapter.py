@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,13 +17,19 @@ import adapters.slack
 from adapters.slack import SlackAdapter
 from bot.errors import ConfigError, DatabaseUnavailable, Undeliverable
 from bot.messages import (
+    DELIVERED,
+    NOT_DELIVERED,
     Address,
+    AgentAction,
+    Button,
+    Customer,
     Desk,
     Dropped,
     InboundMessage,
     OutboundKind,
     OutboundMessage,
     Platform,
+    Pressed,
     Rated,
     Rating,
     Receipt,
@@ -38,10 +45,18 @@ class StubInbox:
 
     def __init__(self) -> None:
         self.received: list[InboundMessage | Rated | Dropped] = []
+        self.pressed: list[Pressed] = []
         self.waiting = self.failed = 0
         self.open = asyncio.Event()
         self.open.set()
         self.error: Exception | None = None
+
+    async def press(self, event: Pressed) -> str:
+        if self.error is not None:
+            self.failed += 1
+            raise self.error
+        self.pressed.append(event)
+        return "<done>"
 
     async def receive(self, event: InboundMessage | Rated | Dropped) -> Receipt:
         self.waiting += 1
@@ -88,7 +103,7 @@ def adapter(slack: FakeSlack) -> SlackAdapter:
 
 @asynccontextmanager
 async def running(slack: FakeSlack, inbox: StubInbox, desk: Desk | None = None) -> AsyncIterator[SlackAdapter]:
-    adapter = SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url, desk=desk)
+    adapter = SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url, desk=desk, agents="C0AGENTS")
     task = asyncio.create_task(adapter.run(inbox))
     try:
         await slack.connected()
@@ -111,6 +126,80 @@ async def test_the_slash_command_is_answered_to_who_gave_it(slack: FakeSlack, in
         await slack.acked(event)
     assert event.acks[0]["payload"] == {"response_type": "ephemeral", "text": "open &lt;C0AGENTS&gt;"}
     assert inbox.received == []
+
+
+CARD = OutboundMessage(
+    "o1",
+    OutboundKind.CARD,
+    Address(Platform.SLACK, "T0FAKE", "C0AGENTS"),
+    "🔔 #3\nsomebody",
+    buttons=(Button("Claim", "claim:3"), Button("Resolve", "resolve:3")),
+)
+
+
+async def test_a_cards_button_is_pressed_by_an_agent_who_alone_is_told(slack: FakeSlack, inbox: StubInbox) -> None:
+    slack.add_channel("C0AGENTS")
+    async with running(slack, inbox) as adapter:
+        await adapter.send(CARD)
+        await slack.acked(await slack.press_button(slack.by_bot("C0AGENTS")[0], "UANNA", "Claim"))
+        await until(lambda: bool(slack.whispers))
+    (pressed,) = inbox.pressed
+    assert pressed == Pressed(Platform.SLACK, "T0FAKE", "C0AGENTS", Customer("UANNA", "uanna"), 3, AgentAction.CLAIM)
+    (whisper,) = slack.whispers
+    assert (whisper["channel"], whisper["user"], whisper["text"]) == ("C0AGENTS", "UANNA", "&lt;done&gt;")
+
+
+async def test_a_press_that_is_not_stored_is_not_acknowledged(slack: FakeSlack, inbox: StubInbox) -> None:
+    slack.add_channel("C0AGENTS")
+    inbox.error = DatabaseUnavailable("away")
+    async with running(slack, inbox) as adapter:
+        await adapter.send(CARD)
+        event = await slack.press_button(slack.by_bot("C0AGENTS")[0], "UANNA", "Claim")
+        await until(lambda: inbox.failed > 0)
+        assert event.acks == []
+        inbox.error = None
+        await slack.redeliver(event)
+        await slack.acked(event)
+    assert len(inbox.pressed) == 1
+
+
+async def test_the_buttons_of_a_card_change_with_it(slack: FakeSlack) -> None:
+    slack.add_channel("C0AGENTS")
+    adapter = SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url)
+    delivery = await adapter.send(CARD)
+    await adapter.send(replace(CARD, text="🔔 #3\ndone", edits=delivery.platform_id, buttons=()))
+    (block,) = slack.by_bot("C0AGENTS")[0]["blocks"]
+    assert block["text"]["text"] == "*🔔 #3*\ndone"
+
+
+async def test_threads_in_the_agents_channel_are_heard_without_a_mention(slack: FakeSlack, inbox: StubInbox) -> None:
+    root = slack.say("C0AGENTS", "U0BOT", "card")["ts"]
+    other = slack.say("C1", "U1", "hello")["ts"]
+    async with running(slack, inbox):
+        for channel, thread in (("C0AGENTS", root), ("C0AGENTS", ""), ("C1", other)):
+            await slack.acked(await slack.thread_message(channel, "UANNA", "hi", thread))
+    heard, *dropped = inbox.received
+    assert isinstance(heard, InboundMessage)
+    assert (heard.answers, heard.text, heard.customer.id) == (root, "hi", "UANNA")
+    assert [type(each) for each in dropped] == [Dropped, Dropped]
+
+
+@pytest.mark.parametrize(("text", "name"), [(DELIVERED, "white_check_mark"), (NOT_DELIVERED, "x")])
+async def test_whether_an_agents_words_arrived_is_a_reaction(slack: FakeSlack, text: str, name: str) -> None:
+    ts = slack.say("C0AGENTS", "UANNA", "hi")["ts"]
+    mark = replace(CARD, kind=OutboundKind.MARK, text=text, reply_to=ts, buttons=())
+    adapter = SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url)
+    await adapter.send(mark)
+    await adapter.send(replace(mark, maybe_sent=True))
+    assert slack.reactions == [(ts, name)]
+
+
+async def test_who_is_in_the_channel_is_asked_of_slack(slack: FakeSlack) -> None:
+    slack.add_channel("C0AGENTS")
+    slack.members["C0AGENTS"] = [f"U{number}" for number in range(450)]  # more than a page
+    adapter = SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url)
+    assert await adapter.is_member("C0AGENTS", "U449")
+    assert not await adapter.is_member("C0AGENTS", "UX")
 
 
 @pytest.mark.parametrize(("up", "rating"), [(True, Rating.UP), (False, Rating.DOWN)])

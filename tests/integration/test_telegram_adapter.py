@@ -23,13 +23,17 @@ from bot.errors import (
 )
 from bot.messages import (
     COMMANDS,
+    DELIVERED,
+    NOT_DELIVERED,
     Address,
+    Button,
     Dropped,
     InboundKind,
     InboundMessage,
     OutboundKind,
     OutboundMessage,
     Platform,
+    Pressed,
     Rated,
     Rating,
     Receipt,
@@ -46,6 +50,7 @@ class RecordingInbox:
 
     def __init__(self) -> None:
         self.events: list[InboundMessage | Rated | Dropped] = []
+        self.pressed: list[Pressed] = []
         self.stored: int | None = None
         self.refuse: dict[str, list[Exception]] = {}
         self.attempts = 0
@@ -61,6 +66,11 @@ class RecordingInbox:
             return Receipt.DUPLICATE
         self.events.append(event)
         return Receipt.DROPPED if isinstance(event, Dropped) else Receipt.ACCEPTED
+
+    async def press(self, event: Pressed) -> str:
+        self.pressed.append(event)
+        self.stored = event.cursor
+        return "done"
 
     async def cursor(self, platform: Platform, account: str) -> int | None:
         assert (platform, account) == (Platform.TELEGRAM, BOT)
@@ -139,6 +149,59 @@ async def test_a_pressed_thumb_is_a_rating_and_whoever_pressed_it_is_told(
     assert inbox.events[-1] == Rated(
         Platform.TELEGRAM, BOT, str(CHAT), "a" * 32, rating, cursor=inbox.events[-1].cursor
     )
+
+
+async def test_a_cards_button_is_pressed_by_an_agent_who_is_told_what_came_of_it(
+    server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
+):
+    server.add_group(GROUP)
+    card = OutboundMessage(
+        "o1",
+        OutboundKind.CARD,
+        Address(Platform.TELEGRAM, BOT, str(GROUP)),
+        "🔔 #3",
+        buttons=(Button("Claim", "claim:3"),),
+    )
+    await adapter.send(card)
+    async with running(adapter, inbox):
+        server.presses(server.sent(GROUP)[0], "Claim", user_id=42)
+        await server.until(lambda: bool(server.noticed))
+        await server.confirmed()
+    (pressed,) = inbox.pressed
+    assert (pressed.chat, pressed.agent.id, pressed.escalation_id, pressed.action) == (str(GROUP), "42", 3, "claim")
+    assert server.noticed == ["done"]
+
+
+async def test_the_buttons_of_a_card_change_with_it(server: FakeTelegram, adapter: TelegramAdapter):
+    server.add_group(GROUP)
+    address = Address(Platform.TELEGRAM, BOT, str(GROUP))
+    card = OutboundMessage("o1", OutboundKind.CARD, address, "🔔 #3", buttons=(Button("Claim", "claim:3"),))
+    delivery = await adapter.send(card)
+    await adapter.send(replace(card, text="🔔 #3 done", edits=delivery.platform_id, buttons=()))
+    assert server.sent(GROUP)[0].params["reply_markup"] == {}
+
+
+@pytest.mark.parametrize(("text", "face"), [(DELIVERED, "👌"), (NOT_DELIVERED, "👎")])
+async def test_whether_an_agents_words_arrived_is_a_reaction(
+    server: FakeTelegram, adapter: TelegramAdapter, text: str, face: str
+):
+    server.add_group(GROUP)
+    server.customer_writes(GROUP, "hello", user_id=42)
+    address = Address(Platform.TELEGRAM, BOT, str(GROUP))
+    await adapter.send(OutboundMessage("o1", OutboundKind.MARK, address, text, reply_to="1"))
+    assert server.reactions == [(1, face)]
+
+
+@pytest.mark.parametrize(
+    ("status", "member"),
+    [("member", True), ("administrator", True), ("creator", True), ("left", False), ("kicked", False)],
+)
+async def test_who_is_in_the_group_is_asked_of_telegram(
+    server: FakeTelegram, adapter: TelegramAdapter, status: str, member: bool
+):
+    server.add_group(GROUP)
+    server.people[42] = status
+    assert await adapter.is_member(str(GROUP), "42") is member
 
 
 @pytest.mark.parametrize("data", ["", "up:1", "sideways:" + "a" * 32, "up:" + "A" * 32, None])

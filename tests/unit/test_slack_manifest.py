@@ -14,6 +14,8 @@ from adapters.slack import SCOPES
 from bot.cli import app
 from tests.fakes.slack import SCOPES as GRANTED
 
+EVENTS = ["app_mention", "message.channels", "message.groups", "message.im"]
+
 
 @pytest.fixture
 def manifest() -> dict[str, Any]:
@@ -27,7 +29,7 @@ def test_the_manifest_asks_for_exactly_the_scopes_that_doctor_checks(manifest: d
 
 
 def test_the_manifest_asks_for_the_events_that_are_read_and_no_others(manifest: dict[str, Any]) -> None:
-    assert manifest["settings"]["event_subscriptions"]["bot_events"] == ["app_mention", "message.im"]
+    assert manifest["settings"]["event_subscriptions"]["bot_events"] == EVENTS
 
 
 def test_people_can_write_to_the_bot_and_no_public_address_is_needed(manifest: dict[str, Any]) -> None:
@@ -59,5 +61,5 @@ def test_for_a_webhook_slack_is_told_the_address_and_opens_no_socket() -> None:
     assert settings["interactivity"] == {"is_enabled": True, "request_url": "https://shop.example/slack"}
     assert settings["event_subscriptions"] == {
         "request_url": "https://shop.example/slack",
-        "bot_events": ["app_mention", "message.im"],
+        "bot_events": EVENTS,
     }

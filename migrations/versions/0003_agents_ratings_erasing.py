@@ -1,4 +1,4 @@
-"""When a customer had everything erased, what a preview began; how a reply was rated, whether a message was cut."""
+"""Erasing, previews that begin messages, ratings, messages that were cut, and who claimed an escalation."""
 
 from __future__ import annotations
 
@@ -16,3 +16,6 @@ def upgrade() -> None:
     op.add_column("conversations", sa.Column("begun", sa.Text(), nullable=False, server_default=""))
     op.add_column("messages", sa.Column("rating", sa.Text(), nullable=False, server_default=""))
     op.add_column("messages", sa.Column("cut", sa.Integer(), nullable=False, server_default="0"))
+    for name in ("claimed_by", "claimed_name", "ended"):
+        op.add_column("escalations", sa.Column(name, sa.Text(), nullable=False, server_default=""))
+    op.add_column("escalations", sa.Column("claimed_at", sa.Integer(), nullable=True))

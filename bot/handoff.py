@@ -1,0 +1,108 @@
+"""What agents do where the cards are: claim, resolve, hand back, and answer customers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from bot.catalogue import say
+from bot.errors import DeliveryError
+from bot.escalate import CardWriter
+from bot.messages import Adapter, Address, AgentAction, InboundKind, InboundMessage, Platform, Pressed, Receipt
+from bot.store.database import Writer
+from bot.store.store import Store
+from bot.store.values import Heard, Pressing
+
+log = structlog.get_logger(__name__)
+
+REMEMBERED_S, CONFIRMED_S = 60.0, 600.0
+"""How long somebody counts as a member without asking the platform again; and while it does not answer."""
+NOTE = "//"
+"""What agents write to each other begins with it."""
+_NOTICES = {
+    AgentAction.CLAIM: "human_joined",
+    AgentAction.RESOLVE: "human_resolved",
+    AgentAction.RETURN: "human_returned",
+}
+
+
+class Members:
+    """Who is in the agents' chat. Buttons can be pressed by people who are not, so each press is checked."""
+
+    def __init__(
+        self, adapters: Mapping[Platform, Adapter], agents: Address, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._adapters = adapters
+        self._agents = agents
+        self._now = clock
+        self._confirmed: dict[str, float] = {}
+
+    async def holds(self, person: str) -> bool:
+        """Whether somebody is a member; where the platform does not answer, whether they were lately."""
+        confirmed = self._confirmed.get(person, float("-inf"))
+        if self._now() - confirmed < REMEMBERED_S:
+            return True
+        try:
+            member = await self._adapters[self._agents.platform].is_member(self._agents.chat, person)
+        except DeliveryError as error:
+            log.warning("cannot see who is in the agents' chat", error=str(error))
+            return self._now() - confirmed < CONFIRMED_S
+        if member:
+            self._confirmed[person] = self._now()
+        else:
+            self._confirmed.pop(person, None)
+        return member
+
+
+class Handoff:
+    """Takes what happens in the agents' chat. `on_change` wakes the queue."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        members: Members,
+        agents: Address,
+        cards: CardWriter,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._members = members
+        self._agents = agents
+        self._cards = cards
+        self._on_change = on_change
+
+    def is_here(self, platform: Platform, chat: str) -> bool:
+        """Whether that is the agents' chat."""
+        return (platform, chat) == (self._agents.platform, self._agents.chat)
+
+    async def press(self, event: Pressed) -> str:
+        """Do what a button on a card says. Returns what to tell whoever pressed it. Raises DatabaseUnavailable."""
+        call = await self._writer(self._store.call, event.escalation_id)
+        if call is None:
+            return ""
+        theirs, customers = self._cards.language(call), self._cards.customers_language(call)
+        if not self.is_here(event.platform, event.chat) or not await self._members.holds(event.agent.id):
+            log.warning("a button was pressed by somebody who is no agent", escalation=event.escalation_id)
+            return say("press_stranger", theirs)
+        done = await self._writer(self._store.press, event, say(_NOTICES[event.action], customers))
+        log.info("button pressed", escalation=event.escalation_id, action=event.action, result=done)
+        self._on_change()
+        if done is Pressing.DONE:
+            return say(f"press_{event.action}", theirs)
+        return say(f"press_{done}", theirs, name=call.claimed_by)
+
+    async def hear(self, message: InboundMessage) -> Receipt:
+        """Pass on what the claimer of a conversation writes in its thread. Raises DatabaseUnavailable."""
+        if message.kind is not InboundKind.TEXT or message.text.startswith(NOTE) or not message.answers:
+            return Receipt.DROPPED
+        if not await self._members.holds(message.customer.id):
+            return Receipt.DROPPED
+        told = say("claim_first", "en", name=message.customer.name or message.customer.id)
+        heard = await self._writer(self._store.hear_agent, message, told)
+        log.info("heard among the agents", result=heard)
+        self._on_change()
+        return {Heard.RELAYED: Receipt.ACCEPTED, Heard.DUPLICATE: Receipt.DUPLICATE}.get(heard, Receipt.DROPPED)

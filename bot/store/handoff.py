@@ -1,0 +1,148 @@
+"""What agents do to an escalation and say to its customer. Methods take a session, so that they join a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from bot.conversation import Author, Owner, OwnerEvent, next_owner
+from bot.messages import DELIVERED, NOT_DELIVERED, AgentAction, InboundKind, InboundMessage, OutboundKind, Pressed
+from bot.store import rows
+from bot.store.outbox import Outbox
+from bot.store.schema import ConversationRow, EscalationRow, MessageRow, OutboundRow
+from bot.store.values import Heard, Pressing
+
+
+class Handoff:
+    """The agents' side of the store."""
+
+    def __init__(self, outbox: Outbox, clock: Callable[[], datetime]) -> None:
+        self._outbox = outbox
+        self._now = clock
+
+    def press(self, session: Session, event: Pressed, notice: str) -> Pressing:
+        """Do what a button says, once; `notice` tells the customer. Pressed again, or too late, nothing changes."""
+        row = session.get(EscalationRow, event.escalation_id)
+        if row is None or row.resolved_at is not None:
+            return Pressing.OVER
+        conversation = session.get_one(ConversationRow, row.conversation_id)
+        claimed = conversation.owner == Owner.HUMAN
+        if event.action is AgentAction.CLAIM:
+            if claimed:
+                return Pressing.YOURS if row.claimed_by == event.agent.id else Pressing.TAKEN
+            conversation.owner = next_owner(Owner(conversation.owner), OwnerEvent.CLAIM)
+            row.claimed_by, row.claimed_name, row.claimed_at = event.agent.id, event.agent.name, self._now()
+        else:
+            conversation.owner = next_owner(Owner(conversation.owner), OwnerEvent.RELEASE)
+            row.ended, row.resolved_at = event.action, self._now()
+        row.updated_at = self._now()
+        session.flush()
+        self._outbox.show_card(session, row)
+        if notice and (claimed or event.action is AgentAction.CLAIM):
+            self._tell(session, conversation, Author.NOTICE, OutboundKind.NOTICE, notice)
+        return Pressing.DONE
+
+    def hear(self, session: Session, message: InboundMessage, told: str) -> Heard:
+        """What was written in the thread of an escalation.
+
+        Only what the claimer says reaches the customer; anybody else is `told`, once, to claim first.
+        """
+        row = self._escalation_of(session, message)
+        if row is None:
+            return Heard.ELSEWHERE
+        if row.resolved_at is not None or row.claimed_by != message.customer.id:
+            self._hint(session, row, message, told)
+            return Heard.NOT_CLAIMED
+        conversation = session.get_one(ConversationRow, row.conversation_id)
+        event_id = f"agent:{message.event_id}"
+        if session.scalar(select(MessageRow.id).filter_by(conversation_id=conversation.id, event_id=event_id)):
+            return Heard.DUPLICATE
+        line = self._line(session, conversation, Author.AGENT, message.text)
+        line.event_id, line.reply_to = event_id, _own_id(message)
+        self._tell(session, conversation, Author.AGENT, OutboundKind.AGENT, message.text, line, row)
+        return Heard.RELAYED
+
+    def relay(self, session: Session, conversation: ConversationRow, texts: Iterable[tuple[int, str]]) -> None:
+        """Show the agents what a customer wrote: (message, as it is shown)."""
+        row = session.scalar(rows.open_escalation(conversation.id))
+        if row is not None:
+            for message_id, text in texts:
+                self._outbox.to_agents(session, row, OutboundKind.RELAY, text, message_id=message_id)
+
+    def mark(self, session: Session, outbound: OutboundRow, error: str = "") -> None:
+        """Show at an agent's words whether they arrived; where not, why."""
+        row, line = session.get(EscalationRow, outbound.escalation_id), session.get(MessageRow, outbound.message_id)
+        if row is None or line is None:
+            return
+        self._outbox.to_agents(session, row, OutboundKind.MARK, NOT_DELIVERED if error else DELIVERED, line.reply_to)
+        if error:
+            self._outbox.to_agents(session, row, OutboundKind.NOTICE, error, line.reply_to)
+
+    def _escalation_of(self, session: Session, message: InboundMessage) -> EscalationRow | None:
+        """By the card, or a customer's words, that the message answers."""
+        if not message.answers:
+            return None
+        address = message.address
+        sent = select(OutboundRow.escalation_id).where(
+            OutboundRow.platform == address.platform,
+            OutboundRow.chat == address.chat,
+            OutboundRow.platform_id == message.answers,
+            OutboundRow.kind.in_((OutboundKind.CARD, OutboundKind.RELAY)),
+        )
+        escalation_id = session.scalar(sent.limit(1))
+        return session.get(EscalationRow, escalation_id) if escalation_id is not None else None
+
+    def _hint(self, session: Session, row: EscalationRow, message: InboundMessage, told: str) -> None:
+        before = select(OutboundRow.id).filter_by(escalation_id=row.id, kind=OutboundKind.NOTICE, text=told)
+        if session.scalar(before.limit(1)) is None:
+            self._outbox.to_agents(session, row, OutboundKind.NOTICE, told, _own_id(message))
+
+    def _tell(
+        self,
+        session: Session,
+        conversation: ConversationRow,
+        author: Author,
+        kind: OutboundKind,
+        text: str,
+        line: MessageRow | None = None,
+        escalation: EscalationRow | None = None,
+    ) -> None:
+        """Say something to the customer, where they wrote last."""
+        said = line or self._line(session, conversation, author, text)
+        session.add(said)
+        session.flush()
+        wrote = select(MessageRow.reply_to).filter_by(conversation_id=conversation.id, author=Author.CUSTOMER)
+        self._outbox.put(
+            session,
+            conversation.id,
+            kind,
+            rows.address(conversation),
+            str(conversation.id),
+            text=text,
+            reply_to=session.scalar(wrote.order_by(MessageRow.id.desc()).limit(1)) or "",
+            message_id=said.id,
+            escalation_id=escalation.id if escalation else None,
+        )
+
+    def _line(self, session: Session, conversation: ConversationRow, author: Author, text: str) -> MessageRow:
+        now = self._now()
+        return MessageRow(
+            conversation_id=conversation.id,
+            platform=conversation.platform,
+            account=conversation.account,
+            author=author,
+            kind=InboundKind.TEXT,
+            text=text,
+            reply_to="",
+            at=now,
+            settled_at=now,
+            turn=rows.next_turn(session, conversation.id),
+        )
+
+
+def _own_id(message: InboundMessage) -> str:
+    """The platform's id of a message, by which it can be answered: event ids are "chat:id"."""
+    return message.event_id.rpartition(":")[2]
