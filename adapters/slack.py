@@ -357,6 +357,10 @@ class SlackAdapter:
             return Delivery(found)
         if message.kind is OutboundKind.MARK:
             return Delivery(await self._react(message))
+        if message.kind is OutboundKind.WITHDRAW:
+            with _verdicts(f"taking back a message in {message.address.chat}"):
+                await self._client.chat_delete(channel=message.address.chat, ts=message.reply_to)
+            return Delivery(message.reply_to)
         with _verdicts(f"the message to {message.address.chat}"):
             answer = await self._write(message)
         self._contact = time.time()

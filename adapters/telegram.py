@@ -159,6 +159,9 @@ class TelegramAdapter:
         self._typing.pop(message.address, None)  # a new message ends "typing" on the customer's screen
         if message.kind is OutboundKind.MARK:
             return Delivery(await self._once(self._react(message)))
+        if message.kind is OutboundKind.WITHDRAW:
+            await self._once(self._bot.delete_message(message.address.chat, int(message.reply_to)))
+            return Delivery(message.reply_to)
         send = self._edit if message.edits else self._post
         return Delivery(await self._once(send(message)))
 

@@ -178,6 +178,7 @@ class OutboundKind(StrEnum):
     CARD = "card"  # an escalation, to the agents
     RELAY = "relay"  # what a customer of theirs says, to the agents
     MARK = "mark"  # a reaction to an agent's message: whether it arrived
+    WITHDRAW = "withdraw"  # takes a RELAY back, which `reply_to` names
 
 
 DELIVERED, NOT_DELIVERED = "delivered", "not delivered"

@@ -20,18 +20,20 @@ from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow
 from bot.store.values import OutboundState
 
 
-def erase(session: Session, customer_id: int, asked: int, now: datetime, besides: JobRow) -> list[EscalationRow]:
+def erase(
+    session: Session, customer_id: int, asked: int, now: datetime, besides: JobRow
+) -> list[tuple[EscalationRow, list[str]]]:
     """Everything a customer wrote up to the message `asked`, and all that was said to them, in every conversation.
 
     Whoever works on one of them holds nothing any more, except for the job `besides`. Returns the escalations whose
-    cards agents have seen, which are to be shown anew, emptied.
+    cards agents have seen, which are to be shown anew, emptied; each with the ids of the customer's words among them.
     """
     theirs = session.scalars(select(ConversationRow).filter_by(customer_id=customer_id)).all()
     ids = [row.id for row in theirs]
     for row in theirs:
         row.owner, row.origin, row.unreachable, row.erased_at = Owner.BOT, "", "", now
     session.execute(update(CustomerRow).filter_by(id=customer_id).values(name="", language="", chosen=""))
-    seen = _empty_escalations(session, ids, now)
+    seen = [(row, _relayed(session, row)) for row in _empty_escalations(session, ids, now)]
     _forget_what_was_said(session, ids, besides)
     session.execute(delete(MessageRow).where(MessageRow.conversation_id.in_(ids), MessageRow.id <= asked))
     waiting = select(MessageRow.conversation_id).where(MessageRow.conversation_id.in_(ids), MessageRow.turn == 0)
@@ -74,6 +76,11 @@ def _empty_escalations(session: Session, conversations: Sequence[int], now: date
     session.execute(delete(OutboundRow).where(OutboundRow.escalation_id.in_(unseen)))
     session.execute(delete(EscalationRow).where(EscalationRow.id.in_(unseen)))
     return seen
+
+
+def _relayed(session: Session, escalation: EscalationRow) -> list[str]:
+    shown = select(OutboundRow.platform_id).filter_by(escalation_id=escalation.id, kind=OutboundKind.RELAY)
+    return list(session.scalars(shown.where(OutboundRow.platform_id != "")).all())
 
 
 def _forget_what_was_said(session: Session, conversations: Sequence[int], besides: JobRow) -> None:

@@ -290,8 +290,10 @@ class Store:
         conversation = session.get_one(ConversationRow, conversation_id)
         theirs = select(ConversationRow.id).filter_by(customer_id=conversation.customer_id)
         erased, asked = list(session.scalars(theirs)), max(verdict.message_id for verdict in settlement.verdicts)
-        for escalation in erase.erase(session, conversation.customer_id, asked, self._now(), job):
+        for escalation, relayed in erase.erase(session, conversation.customer_id, asked, self._now(), job):
             self._outbox.show_card(session, escalation)
+            for shown in relayed:
+                self._outbox.to_agents(session, escalation, OutboundKind.WITHDRAW, reply_to=shown)
         for say in settlement.says:
             self._say(session, conversation, say, turn=1)
         erase.remove(session, conversation.customer_id)

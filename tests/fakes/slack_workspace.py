@@ -70,6 +70,7 @@ METHODS: Mapping[str, tuple[set[str], set[str]]] = {
         {"cursor", "limit", "oldest", "latest", "inclusive", "include_all_metadata"},
     ),
     "conversations.info": ({"channel"}, {"include_locale", "include_num_members"}),
+    "chat.delete": ({"channel", "ts"}, set()),
     "chat.postEphemeral": ({"channel", "user", "text"}, {"thread_ts"}),
     "conversations.members": ({"channel"}, {"cursor", "limit"}),
     "reactions.add": ({"channel", "timestamp", "name"}, set()),
@@ -238,6 +239,14 @@ class Workspace:
 
     def _conversations_members(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return _paged("members", self.members.get(self._readable(parameters["channel"]).id, []), parameters)
+
+    def _chat_delete(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        channel = self._writable(parameters["channel"])
+        mine = [each for each in channel.messages if (each["ts"], each["user"]) == (parameters["ts"], self.bot_user)]
+        if not mine:
+            raise Refused("message_not_found")
+        channel.messages.remove(mine[0])
+        return {"channel": channel.id, "ts": parameters["ts"]}
 
     def _chat_postEphemeral(self, parameters: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - Slack's name
         self._writable(parameters["channel"])

@@ -108,6 +108,7 @@ class FakeTelegram(Chats):
             "setMyCommands": self.set_my_commands,
             "sendMessage": self.send_message,
             "editMessageText": self.edit_message_text,
+            "deleteMessage": self.delete_message,
             "setMessageReaction": self.set_message_reaction,
             "answerCallbackQuery": self.answer_callback_query,
             "sendChatAction": self.send_chat_action,

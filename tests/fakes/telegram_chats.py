@@ -122,6 +122,13 @@ class Chats:
         self.drafts.append((chat.id, params["draft_id"], _checked(params["text"])))
         return True
 
+    def delete_message(self, params: Params) -> bool:
+        found = [sent for sent in self.sent(params["chat_id"]) if sent.message_id == params["message_id"]]
+        if not found:
+            raise Refused(400, "Bad Request: message to delete not found")
+        self._sent.remove(found[0])
+        return True
+
     def set_message_reaction(self, params: Params) -> bool:
         chat = self._writable(params)
         if params["message_id"] not in chat.messages:

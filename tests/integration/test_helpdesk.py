@@ -192,6 +192,22 @@ async def test_from_the_first_angry_word_to_the_last_answer(
         assert len(agents.cards()) == 1
 
 
+@pytest.mark.parametrize(("channel", "customers", "staff", "with_slack"), PAIRS)
+async def test_who_is_forgotten_is_so_among_the_agents_too(
+    tmp_path: Path, channel: str, customers: Make, staff: Hire, with_slack: bool
+) -> None:
+    async with town(tmp_path, channel, with_slack=with_slack) as place:
+        customer, agents = customers(place), staff(place)
+        await customer.writes(ANGRY)
+        await until(lambda: len(agents.cards()) == 1)
+        await agents.press("接手")
+        await customer.writes("地址是红旗路 5 号")
+        await until(lambda: len(agents.thread()) == 1)
+        await customer.writes("/forget yes" if isinstance(customer, OnTelegram) else "!forget yes")
+        await until(lambda: agents.thread() == [] and say("reason_erased", "en") in agents.cards()[0])
+        assert len(agents.cards()[0].splitlines()) == 1
+
+
 async def test_an_agent_hears_why_their_words_did_not_arrive(tmp_path: Path) -> None:
     async with town(tmp_path, "slack:C0AGENTS", with_slack=True) as place:
         customer, agents = OnTelegram(place), SlackStaff(place)
