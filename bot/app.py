@@ -20,7 +20,7 @@ from bot import log
 from bot.attend import Attendant, Manners
 from bot.catalogue import language_of, say
 from bot.config import Settings
-from bot.conversation import Line
+from bot.conversation import Line, Overdue
 from bot.deliver import Deliverer
 from bot.errors import ConfigError, DatabaseUnavailable, FrontdeskError
 from bot.escalate import CardWriter, Desk
@@ -67,6 +67,7 @@ class App:
     attendant: Attendant
     deliverer: Deliverer
     hooks: Mapping[str, Hook]
+    handoff: Handoff | None
     stopped: set[Platform] = field(default_factory=set)
     url: str = ""  # of /health, /metrics and the chat page, once they are served
 
@@ -130,6 +131,8 @@ class App:
         while True:
             try:
                 load = await self.writer(self.reader.load)
+                if self.handoff is not None:
+                    await self.handoff.sweep()
             except DatabaseUnavailable as error:
                 logger.error("the database is away", error=str(error))
             else:
@@ -173,7 +176,9 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
     behaviour, agents = manners(settings), cards_to(settings)
     handoff = None
     if agents is not None and agents.platform in adapters:
-        handoff = Handoff(store, writer, Members(adapters, agents), agents, behaviour.cards, queue.wake)
+        handoff = Handoff(
+            store, writer, Members(adapters, agents), agents, behaviour.cards, queue.wake, patience(settings)
+        )
     return App(
         settings,
         database,
@@ -207,6 +212,7 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
             thumbs=settings.business.thumbs,
         ),
         dict(_hooks(settings, adapters)),
+        handoff,
     )
 
 
@@ -267,6 +273,17 @@ def manners(settings: Settings) -> Manners:
         shop=settings.business.name,
         cards=CardWriter(partial(emoji, settings)),
     )
+
+
+def patience(settings: Settings) -> Mapping[Overdue, timedelta]:
+    """How long what may wait, from the settings; 0 is for ever."""
+    escalation = settings.escalation
+    waits = {
+        Overdue.REMIND: timedelta(minutes=escalation.remind_minutes),
+        Overdue.APOLOGISE: timedelta(minutes=escalation.apologise_minutes),
+        Overdue.IDLE: timedelta(hours=escalation.idle_hours),
+    }
+    return {what: time for what, time in waits.items() if time}
 
 
 def emoji(settings: Settings, label: str) -> str:

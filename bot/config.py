@@ -101,6 +101,9 @@ class EscalationSection(_Section):
     channel: str = "console"
     threshold: float = Field(default=0.8, gt=0, le=1)
     keywords: tuple[Text, ...] = ("人工", "真人", "human", "agent")
+    remind_minutes: int = Field(default=15, ge=0, le=10_080)
+    apologise_minutes: int = Field(default=60, ge=0, le=10_080)
+    idle_hours: int = Field(default=12, ge=0, le=8_760)
 
     @field_validator("channel")
     @classmethod

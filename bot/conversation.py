@@ -112,6 +112,14 @@ class Reason(StrEnum):
     ERASED = "erased"  # nobody is called any more: the customer had everything erased
 
 
+class Overdue(StrEnum):
+    """What time asks for in an escalation."""
+
+    REMIND = "remind"  # nobody claimed it: the agents hear of it again
+    APOLOGISE = "apologise"  # nobody claimed it for long: so does the customer
+    IDLE = "idle"  # claimed, and nobody said anything for long: the bot goes on
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A wish to have a human: why, and which message shows it."""

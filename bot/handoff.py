@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 import structlog
 
 from bot.catalogue import say
+from bot.conversation import Overdue
 from bot.errors import DeliveryError
 from bot.escalate import CardWriter
-from bot.messages import Adapter, Address, AgentAction, InboundKind, InboundMessage, Platform, Pressed, Receipt
+from bot.messages import (
+    Adapter,
+    Address,
+    AgentAction,
+    Customer,
+    InboundKind,
+    InboundMessage,
+    Platform,
+    Pressed,
+    Receipt,
+)
 from bot.store.database import Writer
 from bot.store.store import Store
 from bot.store.values import Heard, Pressing
@@ -67,6 +79,7 @@ class Handoff:
         agents: Address,
         cards: CardWriter,
         on_change: Callable[[], None],
+        patience: Mapping[Overdue, timedelta],
     ) -> None:
         self._store = store
         self._writer = writer
@@ -74,6 +87,7 @@ class Handoff:
         self._agents = agents
         self._cards = cards
         self._on_change = on_change
+        self._patience = patience
 
     def is_here(self, platform: Platform, chat: str) -> bool:
         """Whether that is the agents' chat."""
@@ -94,6 +108,24 @@ class Handoff:
         if done is Pressing.DONE:
             return say(f"press_{event.action}", theirs)
         return say(f"press_{done}", theirs, name=call.claimed_by)
+
+    async def sweep(self) -> None:
+        """See to what has waited too long. To be called now and then. Raises DatabaseUnavailable."""
+        for what, call in await self._writer(self._store.overdue, self._patience):
+            minutes = int(self._patience[what].total_seconds() // 60)
+            customers = self._cards.customers_language(call)
+            if what is Overdue.IDLE:
+                agents = self._agents
+                nobody = Pressed(
+                    agents.platform, agents.account, agents.chat, Customer(""), call.id, AgentAction.RETURN
+                )
+                await self._writer(self._store.press, nobody, say("human_returned", customers))
+            else:
+                language = self._cards.language(call) if what is Overdue.REMIND else customers
+                text = say(f"overdue_{what}", language, minutes=minutes)
+                await self._writer(self._store.bring_up, call.id, what, text)
+            log.info("overdue", escalation=call.id, what=what)
+            self._on_change()
 
     async def hear(self, message: InboundMessage) -> Receipt:
         """Pass on what the claimer of a conversation writes in its thread. Raises DatabaseUnavailable."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from bot.conversation import Author, Owner, OwnerEvent, next_owner
+from bot.conversation import Author, Escalation, Overdue, Owner, OwnerEvent, next_owner
 from bot.messages import DELIVERED, NOT_DELIVERED, AgentAction, InboundKind, InboundMessage, OutboundKind, Pressed
 from bot.store import rows
 from bot.store.outbox import Outbox
@@ -64,6 +64,36 @@ class Handoff:
         line.event_id, line.reply_to = event_id, _own_id(message)
         self._tell(session, conversation, Author.AGENT, OutboundKind.AGENT, message.text, line, row)
         return Heard.RELAYED
+
+    def overdue(self, session: Session, patience: Mapping[Overdue, timedelta]) -> list[tuple[Overdue, Escalation]]:
+        """What waited longer than `patience`; what is not in it never does."""
+        now, row, found = self._now(), EscalationRow, list[tuple[Overdue, Escalation]]()
+        said = select(func.max(MessageRow.at)).where(MessageRow.conversation_id == row.conversation_id)
+        unclaimed, last_said = row.claimed_by == "", said.scalar_subquery()
+        conditions = {
+            Overdue.REMIND: (unclaimed & row.reminded_at.is_(None), (row.opened_at,)),
+            Overdue.APOLOGISE: (unclaimed & row.apologised_at.is_(None), (row.opened_at,)),
+            Overdue.IDLE: (~unclaimed, (row.claimed_at, last_said)),
+        }
+        for what, time in patience.items():
+            which, since = conditions[what]
+            long_ago = [each <= now - time for each in since]
+            waiting = select(row).where(row.resolved_at.is_(None), which, *long_ago)
+            found += [(what, rows.escalation(session, each)) for each in session.scalars(waiting).all()]
+        return found
+
+    def bring_up(self, session: Session, escalation_id: int, what: Overdue, text: str) -> None:
+        """Remind the agents, or tell the customer, that nobody has claimed it yet; each once."""
+        row = session.get(EscalationRow, escalation_id)
+        if row is None or row.resolved_at is not None or row.claimed_by:
+            return
+        if what is Overdue.REMIND and row.reminded_at is None:
+            row.reminded_at = self._now()
+            self._outbox.to_agents(session, row, OutboundKind.NOTICE, text)
+        elif what is Overdue.APOLOGISE and row.apologised_at is None:
+            row.apologised_at = self._now()
+            conversation = session.get_one(ConversationRow, row.conversation_id)
+            self._tell(session, conversation, Author.NOTICE, OutboundKind.NOTICE, text)
 
     def relay(self, session: Session, conversation: ConversationRow, texts: Iterable[tuple[int, str]]) -> None:
         """Show the agents what a customer wrote: (message, as it is shown)."""

@@ -141,6 +141,8 @@ class EscalationRow(Base):
     claimed_by: Mapped[str] = mapped_column(server_default="", default="")
     claimed_name: Mapped[str] = mapped_column(server_default="", default="")
     claimed_at: Mapped[datetime | None]
+    reminded_at: Mapped[datetime | None]
+    apologised_at: Mapped[datetime | None]
     ended: Mapped[str] = mapped_column(server_default="", default="")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from bot.conversation import Author, Call, Escalation, Outcome, Owner, OwnerEvent, Reason, next_owner
+from bot.conversation import Author, Call, Escalation, Outcome, Overdue, Owner, OwnerEvent, Reason, next_owner
 from bot.messages import (
     Address,
     Delivery,
@@ -353,6 +353,16 @@ class Store:
         with self._begin() as session:
             self._advance(session, event.platform, event.account, event.cursor)
             return self._handoff.press(session, event, notice)
+
+    def overdue(self, patience: Mapping[Overdue, timedelta]) -> list[tuple[Overdue, Escalation]]:
+        """Escalations that waited longer than `patience`, for what."""
+        with self._begin() as session:
+            return self._handoff.overdue(session, patience)
+
+    def bring_up(self, escalation_id: int, what: Overdue, text: str) -> None:
+        """Remind the agents, or tell the customer, that nobody has claimed an escalation yet; each once."""
+        with self._begin() as session:
+            self._handoff.bring_up(session, escalation_id, what, text)
 
     def hear_agent(self, message: InboundMessage, told: str) -> Heard:
         """Take what was written among the agents to the customer, or tell its writer to claim first."""

@@ -18,4 +18,5 @@ def upgrade() -> None:
     op.add_column("messages", sa.Column("cut", sa.Integer(), nullable=False, server_default="0"))
     for name in ("claimed_by", "claimed_name", "ended"):
         op.add_column("escalations", sa.Column(name, sa.Text(), nullable=False, server_default=""))
-    op.add_column("escalations", sa.Column("claimed_at", sa.Integer(), nullable=True))
+    for name in ("claimed_at", "reminded_at", "apologised_at"):
+        op.add_column("escalations", sa.Column(name, sa.Integer(), nullable=True))

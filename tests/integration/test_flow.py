@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine
 
-from bot.app import emoji, manners
+from bot.app import emoji, manners, patience
 from bot.attend import Attendant
 from bot.catalogue import say
 from bot.config import Settings
@@ -56,7 +56,7 @@ class House:
         wake = self.queue.wake
         limits, cards = settings.limits, CardWriter(lambda label: emoji(settings, label))
         self.members = Members(adapters, AGENTS, lambda: self.seconds)
-        handoff = Handoff(self.store, self.writer, self.members, AGENTS, cards, wake)
+        self.handoff = handoff = Handoff(self.store, self.writer, self.members, AGENTS, cards, wake, patience(settings))
         self.intake = Intake(
             self.store, self.writer, self.metrics, 4000, AGENTS, wake, limits.allow, limits.block, handoff
         )

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Engine
 
+from bot.app import patience
 from bot.catalogue import say
+from bot.config import Secrets, parse
 from bot.conversation import Outcome
 from bot.errors import RetryLater, Undeliverable
 from bot.handoff import CONFIRMED_S, REMEMBERED_S
@@ -26,7 +28,7 @@ from bot.messages import (
     Pressed,
     Receipt,
 )
-from tests.conftest import AGENTS, inbound
+from tests.conftest import AGENTS, TurnableClock, inbound
 from tests.integration.test_flow import House, working
 
 ANNA, BO, STRANGER = Customer("UANNA", "anna"), Customer("UBO", "bo"), Customer("UX", "x")
@@ -228,6 +230,71 @@ async def test_when_the_model_is_broken_the_customers_words_still_reach_the_agen
     called.engine.failures = 100
     await called.hears("在吗？", event="2")
     assert sent(called, OutboundKind.RELAY) == [("Li Wei: 在吗？", "p1")]
+
+
+# -- what waits too long
+
+
+@pytest.fixture
+async def waiting(engine: Engine, clock: TurnableClock) -> AsyncIterator[House]:
+    """As `called`, with a clock that a test turns."""
+    house = House(engine, clock=clock)
+    house.slack.members = {ANNA.id, BO.id}
+    async with working(house):
+        await house.hears("太差了", event="1")
+        yield house
+    house.writer.close()
+
+
+async def sweep(house: House) -> None:
+    await house.handoff.sweep()
+    await house.idle()
+
+
+async def test_agents_are_reminded_once_of_what_nobody_claims(waiting: House, clock: TurnableClock) -> None:
+    clock.advance(14 * 60)
+    await sweep(waiting)
+    assert sent(waiting, OutboundKind.NOTICE) == []
+    clock.advance(60)
+    await sweep(waiting)
+    await sweep(waiting)
+    assert sent(waiting, OutboundKind.NOTICE) == [(say("overdue_remind", "zh", minutes=15), "p1")]
+
+
+async def test_after_an_hour_the_customer_hears_once_that_they_are_not_forgotten(
+    waiting: House, clock: TurnableClock
+) -> None:
+    clock.advance(3_600)
+    await sweep(waiting)
+    await sweep(waiting)
+    assert waiting.telegram.said().count(say("overdue_apologise", "zh")) == 1
+
+
+async def test_what_is_claimed_is_not_brought_up(waiting: House, clock: TurnableClock) -> None:
+    await press(waiting, AgentAction.CLAIM)
+    clock.advance(3_600)
+    await sweep(waiting)
+    assert sent(waiting, OutboundKind.NOTICE) == []
+    assert say("overdue_apologise", "zh") not in waiting.telegram.said()
+
+
+async def test_an_agent_who_fell_silent_hands_back_to_the_bot(waiting: House, clock: TurnableClock) -> None:
+    await press(waiting, AgentAction.CLAIM)
+    clock.advance(11 * 3_600)
+    await writes(waiting, "one moment")
+    clock.advance(11 * 3_600)
+    await sweep(waiting)
+    assert "✋" in cards(waiting)[-1].text
+    assert "🤖" not in cards(waiting)[-1].text
+    clock.advance(3_600)
+    await sweep(waiting)
+    assert "🤖" in cards(waiting)[-1].text
+    assert waiting.telegram.said()[-1] == say("human_returned", "zh")
+
+
+async def test_what_is_set_to_zero_waits_for_ever(engine: Engine) -> None:
+    settings = parse({"escalation": {"remind_minutes": 0, "apologise_minutes": 0, "idle_hours": 0}}, Secrets())
+    assert patience(settings) == {}
 
 
 # -- and back
