@@ -20,9 +20,11 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="The model's files.", no_args_is_help=True)
 db_app = typer.Typer(help="The database.", no_args_is_help=True)
+export_app = typer.Typer(help="What was learned from customers.", no_args_is_help=True)
 slack_app = typer.Typer(help="Setting up Slack.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(db_app, name="db")
+app.add_typer(export_app, name="export")
 app.add_typer(slack_app, name="slack")
 
 
@@ -138,6 +140,29 @@ def evaluate(
         plot_file=plot,
         precision=fit_threshold,
     )
+
+
+@app.command()
+def escalations(config: Config = CONFIG) -> None:
+    """List who waits for a human."""
+    from rich.console import Console
+
+    from bot.config import load_without_tokens
+    from bot.escalations import print_escalations
+
+    print_escalations(load_without_tokens(config), Console())
+
+
+@export_app.command("labels")
+def export(
+    file: Annotated[Path, typer.Argument(help="The CSV file to write.")] = Path("labels.csv"), config: Config = CONFIG
+) -> None:
+    """Write the messages that agents said are not negative, for `frontdesk eval`."""
+    from bot.config import load_without_tokens
+    from bot.export import export_labels
+
+    count = export_labels(load_without_tokens(config), file)
+    typer.echo(f"{count} {'message' if count == 1 else 'messages'} in {file}")
 
 
 @app.command()

@@ -78,7 +78,7 @@ class Line:
     """One line of the history.
 
     `sentiment` is None for what was never judged, `outcome` for what still waits, `rating` for what nobody rated.
-    `cut`: the end is missing.
+    `cut`: the end is missing. `corrected`: an agent said that it is not negative, whatever the model thought.
     """
 
     id: int
@@ -91,6 +91,7 @@ class Line:
     outcome: Outcome | None = None
     rating: Rating | None = None
     cut: bool = False
+    corrected: bool = False
 
 
 @dataclass(frozen=True, slots=True)

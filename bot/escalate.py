@@ -44,14 +44,14 @@ class CardWriter:
 
     def buttons(self, escalation: Escalation) -> tuple[Button, ...]:
         """What can be done about it now."""
-        if escalation.resolved_at is not None:
-            return ()
-        claimed = AgentAction.RETURN if escalation.claimed_by else AgentAction.CLAIM
+        actions = []
+        if escalation.resolved_at is None:
+            actions += [AgentAction.RETURN if escalation.claimed_by else AgentAction.CLAIM, AgentAction.RESOLVE]
+        evidence = escalation.evidence
+        if escalation.reason is Reason.NEGATIVE and evidence is not None and not evidence.corrected:
+            actions.append(AgentAction.CORRECT)
         language = self.language(escalation)
-        return tuple(
-            Button(say(f"button_{action}", language), action_token(action, escalation.id))
-            for action in (claimed, AgentAction.RESOLVE)
-        )
+        return tuple(Button(say(f"button_{each}", language), action_token(each, escalation.id)) for each in actions)
 
     def relayed(self, line: Line, name: str) -> str:
         """What a customer said, for agents."""
@@ -71,6 +71,8 @@ class CardWriter:
         lines = []
         if escalation.claimed_by and escalation.claimed_at:
             lines.append(say("card_claimed", language, name=escalation.claimed_by, since=_at(escalation.claimed_at)))
+        if escalation.evidence and escalation.evidence.corrected:
+            lines.append(say("card_correct", language))
         if escalation.ended and escalation.resolved_at:
             lines.append(say(f"card_{escalation.ended}", language, since=_at(escalation.resolved_at)))
         return lines

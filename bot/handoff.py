@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import structlog
 
-from bot.catalogue import say
+from bot.catalogue import language_of, say
 from bot.conversation import Overdue
 from bot.errors import DeliveryError
 from bot.escalate import CardWriter
@@ -102,12 +102,15 @@ class Handoff:
         if not self.is_here(event.platform, event.chat) or not await self._members.holds(event.agent.id):
             log.warning("a button was pressed by somebody who is no agent", escalation=event.escalation_id)
             return say("press_stranger", theirs)
-        done = await self._writer(self._store.press, event, say(_NOTICES[event.action], customers))
+        done = await self._writer(self._store.press, event, self._notice(event.action, customers))
         log.info("button pressed", escalation=event.escalation_id, action=event.action, result=done)
         self._on_change()
         if done is Pressing.DONE:
             return say(f"press_{event.action}", theirs)
         return say(f"press_{done}", theirs, name=call.claimed_by)
+
+    def _notice(self, action: AgentAction, language: str) -> str:
+        return say(_NOTICES[action], language) if action in _NOTICES else ""
 
     async def sweep(self) -> None:
         """See to what has waited too long. To be called now and then. Raises DatabaseUnavailable."""
@@ -133,7 +136,8 @@ class Handoff:
             return Receipt.DROPPED
         if not await self._members.holds(message.customer.id):
             return Receipt.DROPPED
-        told = say("claim_first", "en", name=message.customer.name or message.customer.id)
+        language = language_of(message.text, message.customer.language)
+        told = say("claim_first", language, name=message.customer.name or message.customer.id)
         heard = await self._writer(self._store.hear_agent, message, told)
         log.info("heard among the agents", result=heard)
         self._on_change()

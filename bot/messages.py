@@ -129,6 +129,7 @@ class AgentAction(StrEnum):
     CLAIM = "claim"  # this agent answers the customer, the bot is silent
     RESOLVE = "resolve"  # done; the bot answers again
     RETURN = "return"  # not done, but the bot shall go on
+    CORRECT = "correct"  # the message was not negative: kept as an example of that
 
 
 @dataclass(frozen=True, slots=True)

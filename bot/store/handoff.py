@@ -26,6 +26,8 @@ class Handoff:
     def press(self, session: Session, event: Pressed, notice: str) -> Pressing:
         """Do what a button says, once; `notice` tells the customer. Pressed again, or too late, nothing changes."""
         row = session.get(EscalationRow, event.escalation_id)
+        if row is not None and event.action is AgentAction.CORRECT:
+            return self._correct(session, row)
         if row is None or row.resolved_at is not None:
             return Pressing.OVER
         conversation = session.get_one(ConversationRow, row.conversation_id)
@@ -43,6 +45,15 @@ class Handoff:
         self._outbox.show_card(session, row)
         if notice and (claimed or event.action is AgentAction.CLAIM):
             self._tell(session, conversation, Author.NOTICE, OutboundKind.NOTICE, notice)
+        return Pressing.DONE
+
+    def _correct(self, session: Session, row: EscalationRow) -> Pressing:
+        line = session.get(MessageRow, row.message_id) if row.message_id is not None else None
+        if line is None:
+            return Pressing.OVER
+        line.corrected = 1
+        session.flush()
+        self._outbox.show_card(session, row)
         return Pressing.DONE
 
     def hear(self, session: Session, message: InboundMessage, told: str) -> Heard:

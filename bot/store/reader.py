@@ -61,6 +61,12 @@ class Reader:
             found = session.scalars(waiting.order_by(EscalationRow.opened_at, EscalationRow.id).limit(limit)).all()
             return [rows.escalation(session, row) for row in found]
 
+    def corrections(self) -> list[str]:
+        """Messages that agents said are not negative, oldest first."""
+        with Session(self._engine) as session:
+            found = select(MessageRow.text).where(MessageRow.corrected != 0).order_by(MessageRow.id)
+            return list(session.scalars(found))
+
     def unreachable(self) -> dict[str, int]:
         """How many conversations nothing arrives in any more, by reason."""
         with Session(self._engine) as session:

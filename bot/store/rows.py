@@ -47,6 +47,7 @@ def to_line(row: MessageRow) -> Line:
         Outcome(row.outcome) if row.outcome else None,
         Rating(row.rating) if row.rating else None,
         bool(row.cut),
+        bool(row.corrected),
     )
 
 

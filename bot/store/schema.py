@@ -112,6 +112,7 @@ class MessageRow(Base):
     threshold: Mapped[float | None]
     rating: Mapped[str] = mapped_column(server_default="", default="")
     cut: Mapped[int] = mapped_column(server_default="0", default=0)
+    corrected: Mapped[int] = mapped_column(server_default="0", default=0)
 
 
 class EscalationRow(Base):

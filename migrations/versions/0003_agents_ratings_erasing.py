@@ -15,7 +15,8 @@ def upgrade() -> None:
     op.add_column("conversations", sa.Column("erased_at", sa.Integer(), nullable=True))
     op.add_column("conversations", sa.Column("begun", sa.Text(), nullable=False, server_default=""))
     op.add_column("messages", sa.Column("rating", sa.Text(), nullable=False, server_default=""))
-    op.add_column("messages", sa.Column("cut", sa.Integer(), nullable=False, server_default="0"))
+    for name in ("cut", "corrected"):
+        op.add_column("messages", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
     for name in ("claimed_by", "claimed_name", "ended"):
         op.add_column("escalations", sa.Column(name, sa.Text(), nullable=False, server_default=""))
     for name in ("claimed_at", "reminded_at", "apologised_at"):

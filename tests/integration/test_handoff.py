@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from bot.app import patience
 from bot.catalogue import say
-from bot.config import Secrets, parse
+from bot.config import DatabaseSection, Secrets, Settings, parse
 from bot.conversation import Outcome
 from bot.errors import RetryLater, Undeliverable
+from bot.export import export_labels
 from bot.handoff import CONFIRMED_S, REMEMBERED_S
+from bot.labelled import read as read_labelled
 from bot.messages import (
     DELIVERED,
     NOT_DELIVERED,
@@ -86,7 +89,7 @@ async def test_the_card_has_buttons_that_fit_its_state(called: House) -> None:
     for action in (AgentAction.CLAIM, AgentAction.RESOLVE):
         await press(called, action)
         labels.append([button.label for button in cards(called)[-1].buttons])
-    assert labels == [["接手", "已解决"], ["转回机器人", "已解决"], []]
+    assert labels == [["接手", "已解决", "不是负面"], ["转回机器人", "已解决", "不是负面"], ["不是负面"]]
     assert {card.edits for card in cards(called)[1:]} == {"p1"}, "edited in place"
 
 
@@ -109,6 +112,18 @@ async def test_of_two_agents_the_first_wins_and_the_other_hears_who(called: Hous
     assert await press(called, AgentAction.CLAIM, BO) == say("press_taken", "zh", name="anna")
     assert await press(called, AgentAction.CLAIM, ANNA) == say("press_yours", "zh")
     assert called.telegram.said().count(say("human_joined", "zh")) == 1
+
+
+async def test_a_wrong_judgement_is_corrected_on_the_card_and_exported(
+    called: House, database_url: str, tmp_path: Path
+) -> None:
+    assert await press(called, AgentAction.CORRECT) == say("press_correct", "zh")
+    assert say("card_correct", "zh") in cards(called)[-1].text
+    assert [button.label for button in cards(called)[-1].buttons] == ["接手", "已解决"]
+    settings = Settings(database=DatabaseSection(url=database_url))
+    assert export_labels(settings, tmp_path / "labels.csv") == 1
+    (example,) = read_labelled(tmp_path / "labels.csv")
+    assert (example.text, example.label) == ("太差了", "正面")
 
 
 # -- authorisation

@@ -1,0 +1,46 @@
+"""`frontdesk escalations`."""
+
+from __future__ import annotations
+
+import io
+from datetime import timedelta
+
+from rich.console import Console
+from sqlalchemy import Engine
+
+from bot.config import DatabaseSection, Settings
+from bot.conversation import Call, Outcome, Reason
+from bot.escalations import print_escalations
+from bot.messages import AgentAction, Customer, Pressed, Sentiment
+from bot.store.jobs import JobKind
+from bot.store.store import Store
+from bot.store.values import Settlement, Verdict
+from tests.conftest import AGENTS, inbound
+
+
+def printed(url: str) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    print_escalations(Settings(database=DatabaseSection(url=url)), console)
+    return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+
+
+def test_nobody_waits(engine: Engine, database_url: str) -> None:
+    assert printed(database_url) == "Nobody waits for a colleague.\n"
+
+
+def test_what_nobody_claimed_stands_before_what_somebody_did(store: Store, database_url: str) -> None:
+    for number in (1, 2):
+        store.accept(inbound("awful", event=str(number), customer=f"c{number}"))
+        claim = store.claim(JobKind.ATTEND, timedelta(seconds=30))
+        assert claim is not None
+        (line,) = store.waiting(claim).lines
+        mood = Sentiment("负面", 0.9 + number / 100, 0.8)
+        verdict = Verdict(line.id, Outcome.ESCALATED, mood)
+        store.finish(claim, Settlement((verdict,), call=Call(Reason.NEGATIVE, line.id, mood)))
+    pressed = Pressed(AGENTS.platform, AGENTS.account, AGENTS.chat, Customer("U1", "anna"), 1, AgentAction.CLAIM)
+    store.press(pressed, "")
+    rows = [line for line in printed(database_url).splitlines() if "unhappy" in line]
+    assert [("anna" in row, "0.91" in row, "0.92" in row) for row in rows] == [
+        (False, False, True),
+        (True, True, False),
+    ]
