@@ -29,6 +29,7 @@ UNHAPPY = [
     "质量太差，穿一次就开线了，我要退货",
     "The mug arrived broken and nobody answers my emails.",
     "I am really disappointed, this is not what I ordered.",
+    "Delivery was quick but the kettle does not work at all.",
 ]
 CONTENT = [
     "Hi! My parcel arrived this morning and I love it. Thank you!",
@@ -39,14 +40,11 @@ CONTENT = [
     "一点也不贵，还会再来的",
     "虽然等得有点久，但是味道真的很好",
     "not bad at all",
+    "It's not bad",
 ]
 
-MISREAD = [
-    "It's not bad",
-    "Worst service ever, I want my money back!",
-    "Delivery was quick but the kettle does not work at all.",
-]
-"""The first is none of the unhappy, the others are: the model hears single words more than how they are joined."""
+MISREAD = ["Worst service ever, I want my money back!"]
+"""Unhappy, and judged 0.68: short of the threshold."""
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +87,7 @@ async def test_the_unhappy_are_escalated_and_the_others_are_not(desk: App, setti
 @pytest.mark.xfail(reason="the bundled model is small and misreads some; its card says how many")
 async def test_what_the_model_still_misreads(desk: App) -> None:
     found = await traces(desk, MISREAD)
-    assert [found[text].escalation is not None for text in MISREAD] == [False, True, True]
+    assert all(found[text].escalation is not None for text in MISREAD)
 
 
 async def test_the_demo_s_customers_are_judged_as_the_script_means_them(desk: App) -> None:
