@@ -114,7 +114,7 @@ class Desk:
         return say("desk_help", language)
 
     async def _open(self, language: str, place: Address) -> str:
-        if self._agents is None or (place.platform, place.chat) != (self._agents.platform, self._agents.chat):
+        if self._agents is None or not self._agents.is_chat(place.platform, place.chat):
             return say("desk_elsewhere", language)
         calls = await self._writer(self._reader.open_calls)
         return "\n".join(_in_a_line(each, language) for each in calls) or say("desk_nobody", language)

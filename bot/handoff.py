@@ -12,17 +12,7 @@ from bot.catalogue import language_of, say
 from bot.conversation import Overdue
 from bot.errors import DeliveryError
 from bot.escalate import CardWriter
-from bot.messages import (
-    Adapter,
-    Address,
-    AgentAction,
-    Customer,
-    InboundKind,
-    InboundMessage,
-    Platform,
-    Pressed,
-    Receipt,
-)
+from bot.messages import Adapter, Address, AgentAction, InboundKind, InboundMessage, Platform, Pressed, Receipt
 from bot.store.database import Writer
 from bot.store.store import Store
 from bot.store.values import Heard, Pressing
@@ -37,6 +27,12 @@ _NOTICES = {
     AgentAction.CLAIM: "human_joined",
     AgentAction.RESOLVE: "human_resolved",
     AgentAction.RETURN: "human_returned",
+}
+
+_OVERDUE = {
+    Overdue.REMIND: "overdue_remind",
+    Overdue.APOLOGISE: "overdue_apologise",
+    Overdue.IDLE: _NOTICES[AgentAction.RETURN],
 }
 
 
@@ -91,7 +87,7 @@ class Handoff:
 
     def is_here(self, platform: Platform, chat: str) -> bool:
         """Whether that is the agents' chat."""
-        return (platform, chat) == (self._agents.platform, self._agents.chat)
+        return self._agents.is_chat(platform, chat)
 
     async def press(self, event: Pressed) -> str:
         """Do what a button on a card says. Returns what to tell whoever pressed it. Raises DatabaseUnavailable."""
@@ -115,18 +111,10 @@ class Handoff:
     async def sweep(self) -> None:
         """See to what has waited too long. To be called now and then. Raises DatabaseUnavailable."""
         for what, call in await self._writer(self._store.overdue, self._patience):
-            minutes = int(self._patience[what].total_seconds() // 60)
-            customers = self._cards.customers_language(call)
-            if what is Overdue.IDLE:
-                agents = self._agents
-                nobody = Pressed(
-                    agents.platform, agents.account, agents.chat, Customer(""), call.id, AgentAction.RETURN
-                )
-                await self._writer(self._store.press, nobody, say("human_returned", customers))
-            else:
-                language = self._cards.language(call) if what is Overdue.REMIND else customers
-                text = say(f"overdue_{what}", language, minutes=minutes)
-                await self._writer(self._store.bring_up, call.id, what, text)
+            cards = self._cards
+            language = cards.language(call) if what is Overdue.REMIND else cards.customers_language(call)
+            text = say(_OVERDUE[what], language, minutes=int(self._patience[what].total_seconds() // 60))
+            await self._writer(self._store.bring_up, call.id, what, text)
             log.info("overdue", escalation=call.id, what=what)
             self._on_change()
 

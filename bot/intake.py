@@ -115,8 +115,9 @@ class Intake:
         """Do what a button on a card says. Returns what to tell whoever pressed it. Raises DatabaseUnavailable."""
         if self._closed:
             raise Stopping("frontdesk is stopping")
+        words = await self._handoff.press(event) if self._handoff else ""
         await self._writer(self._store.drop, Dropped(event.platform, event.account, "", cursor=event.cursor))
-        return await self._handoff.press(event) if self._handoff else ""
+        return words
 
     async def _hear_agent(self, handoff: Handoff, message: InboundMessage) -> Receipt:
         receipt = await handoff.hear(message)
@@ -162,7 +163,7 @@ class Intake:
 
     def _unwanted(self, message: InboundMessage) -> str:
         address, agents = message.address, self._agents
-        if agents is not None and (address.platform, address.chat) == (agents.platform, agents.chat):
+        if agents is not None and agents.is_chat(address.platform, address.chat):
             return "written by an agent"
         known_as = {f"{address.platform}:{known}" for known in (message.customer.id, address.chat)}
         if known_as & self._block or (self._allow and not known_as & self._allow):

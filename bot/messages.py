@@ -30,6 +30,10 @@ class Address:
     chat: str
     thread: str = ""
 
+    def is_chat(self, platform: Platform, chat: str) -> bool:
+        """Whether it is that chat, or a thread in it."""
+        return (self.platform, self.chat) == (platform, chat)
+
 
 @dataclass(frozen=True, slots=True)
 class Customer:

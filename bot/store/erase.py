@@ -22,11 +22,12 @@ from bot.store.values import OutboundState
 
 def erase(
     session: Session, customer_id: int, asked: int, now: datetime, besides: JobRow
-) -> list[tuple[EscalationRow, list[str]]]:
+) -> tuple[list[int], list[tuple[EscalationRow, list[str]]]]:
     """Everything a customer wrote up to the message `asked`, and all that was said to them, in every conversation.
 
-    Whoever works on one of them holds nothing any more, except for the job `besides`. Returns the escalations whose
-    cards agents have seen, which are to be shown anew, emptied; each with the ids of the customer's words among them.
+    Whoever works on one of them holds nothing any more, except for the job `besides`. Returns the conversations, and
+    the escalations whose cards agents have seen, which are to be shown anew, emptied; each with the ids of the
+    customer's words among them.
     """
     theirs = session.scalars(select(ConversationRow).filter_by(customer_id=customer_id)).all()
     ids = [row.id for row in theirs]
@@ -36,12 +37,13 @@ def erase(
     seen = [(row, _relayed(session, row)) for row in _empty_escalations(session, ids, now)]
     _forget_what_was_said(session, ids, besides)
     session.execute(delete(MessageRow).where(MessageRow.conversation_id.in_(ids), MessageRow.id <= asked))
-    waiting = select(MessageRow.conversation_id).where(MessageRow.conversation_id.in_(ids), MessageRow.turn == 0)
+    unread = select(MessageRow.conversation_id).where(MessageRow.conversation_id.in_(ids), MessageRow.turn == 0)
+    waiting = set(session.scalars(unread))
     for row in theirs:
-        if row.id in session.scalars(waiting).all():  # written while the wish was read: it goes on
+        if row.id in waiting:  # written while the wish was read: it goes on
             row.erased_at = None
             jobs.enqueue_attend(session, row.id, now)
-    return seen
+    return ids, seen
 
 
 def remove(session: Session, customer_id: int) -> bool:

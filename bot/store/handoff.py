@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from bot.conversation import Author, Escalation, Overdue, Owner, OwnerEvent, next_owner
-from bot.messages import DELIVERED, NOT_DELIVERED, AgentAction, InboundKind, InboundMessage, OutboundKind, Pressed
+from bot.messages import DELIVERED, NOT_DELIVERED, AgentAction, Customer, InboundMessage, OutboundKind, Pressed
 from bot.store import rows
 from bot.store.outbox import Outbox
 from bot.store.schema import ConversationRow, EscalationRow, MessageRow, OutboundRow
@@ -30,22 +30,31 @@ class Handoff:
             return self._correct(session, row)
         if row is None or row.resolved_at is not None:
             return Pressing.OVER
-        conversation = session.get_one(ConversationRow, row.conversation_id)
-        claimed = conversation.owner == Owner.HUMAN
-        if event.action is AgentAction.CLAIM:
-            if claimed:
-                return Pressing.YOURS if row.claimed_by == event.agent.id else Pressing.TAKEN
-            conversation.owner = next_owner(Owner(conversation.owner), OwnerEvent.CLAIM)
-            row.claimed_by, row.claimed_name, row.claimed_at = event.agent.id, event.agent.name, self._now()
+        if event.action is not AgentAction.CLAIM:
+            self._end(session, row, event.action, notice)
+        elif row.claimed_by:
+            return Pressing.YOURS if row.claimed_by == event.agent.id else Pressing.TAKEN
         else:
-            conversation.owner = next_owner(Owner(conversation.owner), OwnerEvent.RELEASE)
-            row.ended, row.resolved_at = event.action, self._now()
-        row.updated_at = self._now()
+            self._claim(session, row, event.agent, notice)
+        return Pressing.DONE
+
+    def _claim(self, session: Session, row: EscalationRow, agent: Customer, notice: str) -> None:
+        row.claimed_by, row.claimed_name, row.claimed_at = agent.id, agent.name, self._now()
+        self._tell(session, self._hand_over(session, row, OwnerEvent.CLAIM), notice)
+
+    def _end(self, session: Session, row: EscalationRow, action: AgentAction, notice: str) -> None:
+        """The customer of what nobody claimed knows of no colleague, and so is told of none who leaves."""
+        row.ended, row.resolved_at = action, self._now()
+        conversation = self._hand_over(session, row, OwnerEvent.RELEASE)
+        if row.claimed_by:
+            self._tell(session, conversation, notice)
+
+    def _hand_over(self, session: Session, row: EscalationRow, event: OwnerEvent) -> ConversationRow:
+        conversation = session.get_one(ConversationRow, row.conversation_id)
+        conversation.owner, row.updated_at = next_owner(Owner(conversation.owner), event), self._now()
         session.flush()
         self._outbox.show_card(session, row)
-        if notice and (claimed or event.action is AgentAction.CLAIM):
-            self._tell(session, conversation, Author.NOTICE, OutboundKind.NOTICE, notice)
-        return Pressing.DONE
+        return conversation
 
     def _correct(self, session: Session, row: EscalationRow) -> Pressing:
         line = session.get(MessageRow, row.message_id) if row.message_id is not None else None
@@ -73,7 +82,7 @@ class Handoff:
             return Heard.DUPLICATE
         line = self._line(session, conversation, Author.AGENT, message.text)
         line.event_id, line.reply_to = event_id, _own_id(message)
-        self._tell(session, conversation, Author.AGENT, OutboundKind.AGENT, message.text, line, row)
+        self._send(session, conversation, OutboundKind.AGENT, line, row.id)
         return Heard.RELAYED
 
     def overdue(self, session: Session, patience: Mapping[Overdue, timedelta]) -> list[tuple[Overdue, Escalation]]:
@@ -94,17 +103,23 @@ class Handoff:
         return found
 
     def bring_up(self, session: Session, escalation_id: int, what: Overdue, text: str) -> None:
-        """Remind the agents, or tell the customer, that nobody has claimed it yet; each once."""
+        """See to what is overdue, unless somebody did meanwhile; `text` is what agents or customer are told.
+
+        Agents are reminded once, and the customer is told once; an idle claim ends.
+        """
         row = session.get(EscalationRow, escalation_id)
-        if row is None or row.resolved_at is not None or row.claimed_by:
+        if row is None or row.resolved_at is not None:
             return
-        if what is Overdue.REMIND and row.reminded_at is None:
+        if what is Overdue.IDLE:
+            self._end(session, row, AgentAction.RETURN, text)
+        elif row.claimed_by:
+            return
+        elif what is Overdue.REMIND and row.reminded_at is None:
             row.reminded_at = self._now()
             self._outbox.to_agents(session, row, OutboundKind.NOTICE, text)
         elif what is Overdue.APOLOGISE and row.apologised_at is None:
             row.apologised_at = self._now()
-            conversation = session.get_one(ConversationRow, row.conversation_id)
-            self._tell(session, conversation, Author.NOTICE, OutboundKind.NOTICE, text)
+            self._tell(session, session.get_one(ConversationRow, row.conversation_id), text)
 
     def relay(self, session: Session, conversation: ConversationRow, texts: Iterable[tuple[int, str]]) -> None:
         """Show the agents what a customer wrote: (message, as it is shown)."""
@@ -141,19 +156,21 @@ class Handoff:
         if session.scalar(before.limit(1)) is None:
             self._outbox.to_agents(session, row, OutboundKind.NOTICE, told, _own_id(message))
 
-    def _tell(
+    def _tell(self, session: Session, conversation: ConversationRow, notice: str) -> None:
+        """Say a fixed sentence to the customer."""
+        line = self._line(session, conversation, Author.NOTICE, notice)
+        self._send(session, conversation, OutboundKind.NOTICE, line)
+
+    def _send(
         self,
         session: Session,
         conversation: ConversationRow,
-        author: Author,
         kind: OutboundKind,
-        text: str,
-        line: MessageRow | None = None,
-        escalation: EscalationRow | None = None,
+        line: MessageRow,
+        escalation_id: int | None = None,
     ) -> None:
         """Say something to the customer, where they wrote last."""
-        said = line or self._line(session, conversation, author, text)
-        session.add(said)
+        session.add(line)
         session.flush()
         wrote = select(MessageRow.reply_to).filter_by(conversation_id=conversation.id, author=Author.CUSTOMER)
         self._outbox.put(
@@ -162,26 +179,14 @@ class Handoff:
             kind,
             rows.address(conversation),
             str(conversation.id),
-            text=text,
+            text=line.text,
             reply_to=session.scalar(wrote.order_by(MessageRow.id.desc()).limit(1)) or "",
-            message_id=said.id,
-            escalation_id=escalation.id if escalation else None,
+            message_id=line.id,
+            escalation_id=escalation_id,
         )
 
     def _line(self, session: Session, conversation: ConversationRow, author: Author, text: str) -> MessageRow:
-        now = self._now()
-        return MessageRow(
-            conversation_id=conversation.id,
-            platform=conversation.platform,
-            account=conversation.account,
-            author=author,
-            kind=InboundKind.TEXT,
-            text=text,
-            reply_to="",
-            at=now,
-            settled_at=now,
-            turn=rows.next_turn(session, conversation.id),
-        )
+        return rows.new_line(conversation, author, text, self._now(), rows.next_turn(session, conversation.id))
 
 
 def _own_id(message: InboundMessage) -> str:

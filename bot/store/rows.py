@@ -28,6 +28,22 @@ def next_turn(session: Session, conversation_id: int) -> int:
     return 1 + (session.scalar(last) or 0)
 
 
+def new_line(conversation: ConversationRow, author: Author, text: str, at: datetime, turn: int) -> MessageRow:
+    """A line for the history, not added yet; `turn` 0 for what still waits."""
+    return MessageRow(
+        conversation_id=conversation.id,
+        platform=conversation.platform,
+        account=conversation.account,
+        author=author,
+        kind=InboundKind.TEXT,
+        text=text,
+        reply_to="",
+        at=at,
+        settled_at=at if turn else None,
+        turn=turn,
+    )
+
+
 def address(row: ConversationRow | OutboundRow) -> Address:
     return Address(Platform(row.platform), row.account, row.chat, row.thread)
 

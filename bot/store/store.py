@@ -73,13 +73,11 @@ class Store:
             if session.scalar(seen) is not None:
                 return Accepted(Receipt.DUPLICATE)
             conversation = self._find_or_open(session, message)
-            conversation.unreachable, conversation.erased_at = (
-                "",
-                None,
-            )  # who writes can be answered, and is known again
+            conversation.unreachable = ""  # who writes can be answered,
+            conversation.erased_at = None  # and is known again
             if message.kind is InboundKind.COMMAND and message.text.startswith("start "):
                 conversation.origin = message.text.removeprefix("start ")
-            row = self._line(conversation, Author.CUSTOMER, message.text, turn=0)
+            row = rows.new_line(conversation, Author.CUSTOMER, message.text, self._now(), turn=0)
             row.event_id, row.kind, row.reply_to = message.event_id, message.kind, message.reply_to
             row.cut = int(message.cut)
             session.add(row)
@@ -108,9 +106,8 @@ class Store:
     def _note(self, session: Session, row: MessageRow, event: Edited) -> int:
         """Keep what a settled message says now, and show it where a human was called; the id of the new line."""
         conversation = session.get_one(ConversationRow, row.conversation_id)
-        note = self._line(conversation, Author.CUSTOMER, event.text, row.turn)
-        note.event_id, note.kind = event.event_id, InboundKind.EDIT
-        note.outcome, note.settled_at = Outcome.NOTED, note.at
+        note = rows.new_line(conversation, Author.CUSTOMER, event.text, self._now(), row.turn)
+        note.event_id, note.kind, note.outcome = event.event_id, InboundKind.EDIT, Outcome.NOTED
         session.add(note)
         session.flush()
         called = session.scalar(rows.open_escalation(conversation.id))
@@ -212,19 +209,6 @@ class Store:
         session.flush()
         return row
 
-    def _line(self, conversation: ConversationRow, author: Author, text: str, turn: int) -> MessageRow:
-        return MessageRow(
-            conversation_id=conversation.id,
-            platform=conversation.platform,
-            account=conversation.account,
-            author=author,
-            kind=InboundKind.TEXT,
-            text=text,
-            reply_to="",
-            at=self._now(),
-            turn=turn,
-        )
-
     # -- attending -------------------------------------------------------------------------------
 
     def waiting(self, claim: Claim) -> Waiting:
@@ -273,7 +257,7 @@ class Store:
             self._judge(session.get_one(MessageRow, verdict.message_id), verdict, turn, silent)
         begun, conversation.begun = conversation.begun, ""
         if silent and settlement.seen:
-            session.add(self._line(conversation, Author.BOT, f"{settlement.seen} …", turn))
+            session.add(rows.new_line(conversation, Author.BOT, f"{settlement.seen} …", self._now(), turn))
         if silent:
             self._handoff.relay(session, conversation, settlement.relays)
         if silent and not settlement.own:
@@ -288,9 +272,9 @@ class Store:
 
     def _erase(self, session: Session, conversation_id: int, settlement: Settlement, job: JobRow) -> list[int]:
         conversation = session.get_one(ConversationRow, conversation_id)
-        theirs = select(ConversationRow.id).filter_by(customer_id=conversation.customer_id)
-        erased, asked = list(session.scalars(theirs)), max(verdict.message_id for verdict in settlement.verdicts)
-        for escalation, relayed in erase.erase(session, conversation.customer_id, asked, self._now(), job):
+        asked = max(verdict.message_id for verdict in settlement.verdicts)
+        erased, seen = erase.erase(session, conversation.customer_id, asked, self._now(), job)
+        for escalation, relayed in seen:
             self._outbox.show_card(session, escalation)
             for shown in relayed:
                 self._outbox.to_agents(session, escalation, OutboundKind.WITHDRAW, reply_to=shown)
@@ -309,8 +293,7 @@ class Store:
     def _say(self, session: Session, conversation: ConversationRow, say: Say, turn: int, begun: str = "") -> None:
         """`begun` is the message that its first part is written into, "" for a new one."""
         author = Author.BOT if say.kind is OutboundKind.REPLY else Author.NOTICE
-        line = self._line(conversation, author, "".join(say.parts), turn)
-        line.settled_at = line.at
+        line = rows.new_line(conversation, author, "".join(say.parts), self._now(), turn)
         session.add(line)
         session.flush()
         to, lane = rows.address(conversation), str(conversation.id)
@@ -351,7 +334,6 @@ class Store:
     def press(self, event: Pressed, notice: str) -> Pressing:
         """Do what a button on a card says, once; `notice` tells the customer. Pressed again, it changes nothing."""
         with self._begin() as session:
-            self._advance(session, event.platform, event.account, event.cursor)
             return self._handoff.press(session, event, notice)
 
     def overdue(self, patience: Mapping[Overdue, timedelta]) -> list[tuple[Overdue, Escalation]]:
@@ -360,7 +342,7 @@ class Store:
             return self._handoff.overdue(session, patience)
 
     def bring_up(self, escalation_id: int, what: Overdue, text: str) -> None:
-        """Remind the agents, or tell the customer, that nobody has claimed an escalation yet; each once."""
+        """See to an escalation that waited too long; `text` is what the agents or the customer are told. Each once."""
         with self._begin() as session:
             self._handoff.bring_up(session, escalation_id, what, text)
 

@@ -10,102 +10,17 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine
 
-from bot.app import emoji, manners, patience
-from bot.attend import Attendant
 from bot.catalogue import say
 from bot.config import Settings
 from bot.conversation import Outcome, OwnerEvent
-from bot.deliver import Deliverer
 from bot.errors import ChatMoved, OutcomeUnknown, RetryLater, Stopping, Undeliverable
-from bot.escalate import CardWriter, Desk
-from bot.handoff import Handoff, Members
-from bot.intake import Intake
+from bot.escalate import Desk
 from bot.messages import Address, Dropped, Edited, InboundKind, OutboundKind, Platform, Rated, Rating, Receipt
-from bot.metrics import Metrics
-from bot.queue.embedded import EmbeddedQueue, backoff
-from bot.store.database import Writer
 from bot.store.jobs import JobKind
-from bot.store.reader import Reader
-from bot.store.store import Clock, Store, utc_now
+from bot.store.store import Clock, utc_now
 from engine.types import OnText, Reply, Speaker, StopReason, TextRole, Turn
 from tests.conftest import AGENTS, inbound, until
-from tests.fakes.adapter import RecordingAdapter
-from tests.fakes.engine import ScriptedEngine
-
-CAP = timedelta(seconds=0.01)
-
-
-class House:
-    """The wired parts between a scripted model and two recorded platforms."""
-
-    def __init__(self, database: Engine, settings: Settings | None = None, clock: Clock = utc_now) -> None:
-        settings = settings or Settings()
-        self.engine, self.seconds = ScriptedEngine(), 0.0
-        self.telegram, self.slack = RecordingAdapter(), RecordingAdapter(Platform.SLACK)
-        self.writer, self.metrics = Writer(), Metrics()
-        self.store, self.reader = Store(database, AGENTS, clock), Reader(database)
-        adapters = {Platform.TELEGRAM: self.telegram, Platform.SLACK: self.slack}
-        self.queue = EmbeddedQueue(
-            self.store,
-            self.writer,
-            concurrency=4,
-            lease=timedelta(seconds=30),
-            max_attempts=3,
-            max_backoff=CAP,
-        )
-        wake = self.queue.wake
-        limits, cards = settings.limits, CardWriter(lambda label: emoji(settings, label))
-        self.members = Members(adapters, AGENTS, lambda: self.seconds)
-        self.handoff = handoff = Handoff(self.store, self.writer, self.members, AGENTS, cards, wake, patience(settings))
-        self.intake = Intake(
-            self.store, self.writer, self.metrics, 4000, AGENTS, wake, limits.allow, limits.block, handoff
-        )
-        self.handlers = {
-            JobKind.ATTEND: Attendant(
-                self.store, self.writer, self.engine, adapters, manners(settings), self.metrics, wake
-            ),
-            JobKind.DELIVER: Deliverer(
-                self.store, self.writer, adapters, cards, self.metrics, lambda attempt: backoff(attempt, CAP)
-            ),
-        }
-
-    async def idle(self) -> None:
-        async with asyncio.timeout(10):
-            while self.reader.load().jobs:  # noqa: ASYNC110 - the database tells, there is no event
-                await asyncio.sleep(0.005)
-
-    async def hears(self, text: str, **how: object) -> Receipt:
-        receipt = await self.intake.receive(inbound(text, **how))  # type: ignore[arg-type]  # inbound's own keywords
-        await self.idle()
-        return receipt
-
-    def outcomes(self) -> list[Outcome | None]:
-        lines = self.reader.history(inbound().address, "c1")
-        return [line.outcome for line in lines if line.outcome or line.author == "customer"]
-
-
-@asynccontextmanager
-async def working(house: House) -> AsyncIterator[None]:
-    stop = asyncio.Event()
-    run = asyncio.create_task(house.queue.run(house.handlers, stop, 5))
-    try:
-        yield
-    finally:
-        stop.set()
-        await asyncio.wait_for(run, 10)
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.queue.embedded.IDLE_POLL_S", 0.02)
-
-
-@pytest.fixture
-async def house(engine: Engine) -> AsyncIterator[House]:
-    house = House(engine)
-    async with working(house):
-        yield house
-    house.writer.close()
+from tests.house import House, working
 
 
 async def test_a_calm_message_is_answered_and_nobody_is_called(house: House) -> None:

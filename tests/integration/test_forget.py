@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,23 +16,9 @@ from bot.store.database import file_of
 from bot.store.jobs import JobKind
 from bot.store.schema import Base
 from tests.conftest import inbound
-from tests.integration.test_flow import House, working
+from tests.house import House, working
 
 CANARY = "kanarienvogel-太差了-0815"
-SURE = {"kind": InboundKind.COMMAND}
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.queue.embedded.IDLE_POLL_S", 0.02)
-
-
-@pytest.fixture
-async def house(engine: Engine) -> AsyncIterator[House]:
-    house = House(engine)
-    async with working(house):
-        yield house
-    house.writer.close()
 
 
 def rows(engine: Engine) -> dict[str, int]:

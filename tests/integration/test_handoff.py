@@ -13,7 +13,7 @@ from bot.app import patience
 from bot.catalogue import say
 from bot.config import DatabaseSection, Secrets, Settings, parse
 from bot.conversation import Outcome
-from bot.errors import RetryLater, Undeliverable
+from bot.errors import DatabaseUnavailable, RetryLater, Undeliverable
 from bot.export import export_labels
 from bot.handoff import CONFIRMED_S, REMEMBERED_S
 from bot.labelled import read as read_labelled
@@ -32,29 +32,16 @@ from bot.messages import (
     Receipt,
 )
 from tests.conftest import AGENTS, TurnableClock, inbound
-from tests.integration.test_flow import House, working
+from tests.house import House, working
 
 ANNA, BO, STRANGER = Customer("UANNA", "anna"), Customer("UBO", "bo"), Customer("UX", "x")
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.queue.embedded.IDLE_POLL_S", 0.02)
-
-
-@pytest.fixture
-async def house(engine: Engine) -> AsyncIterator[House]:
-    house = House(engine)
-    house.slack.members = {ANNA.id, BO.id}
-    async with working(house):
-        yield house
-    house.writer.close()
-
-
 @pytest.fixture
 async def called(house: House) -> House:
-    """A house where an angry customer waits; the card is "p1"."""
+    """A house with two agents, where an angry customer waits; the card is "p1"."""
+    house.slack.members = {ANNA.id, BO.id}
     await house.hears("太差了", event="1")
     return house
 
@@ -124,6 +111,22 @@ async def test_a_wrong_judgement_is_corrected_on_the_card_and_exported(
     assert export_labels(settings, tmp_path / "labels.csv") == 1
     (example,) = read_labelled(tmp_path / "labels.csv")
     assert (example.text, example.label) == ("太差了", "正面")
+
+
+async def test_a_press_that_could_not_be_stored_is_not_confirmed(
+    called: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(event: Pressed, notice: str) -> None:
+        raise DatabaseUnavailable("away")
+
+    monkeypatch.setattr(called.store, "press", away)
+    pressed = Pressed(AGENTS.platform, AGENTS.account, AGENTS.chat, ANNA, 1, AgentAction.CLAIM, cursor=9)
+    with pytest.raises(DatabaseUnavailable):
+        await called.intake.press(pressed)
+    assert called.store.cursor(AGENTS.platform, AGENTS.account) is None
+    monkeypatch.undo()
+    await called.intake.press(pressed)
+    assert called.store.cursor(AGENTS.platform, AGENTS.account) == 9
 
 
 # -- authorisation
@@ -251,7 +254,7 @@ async def test_when_the_model_is_broken_the_customers_words_still_reach_the_agen
 
 
 @pytest.fixture
-async def waiting(engine: Engine, clock: TurnableClock) -> AsyncIterator[House]:
+async def waiting(engine: Engine, clock: TurnableClock, impatient_queue: None) -> AsyncIterator[House]:
     """As `called`, with a clock that a test turns."""
     house = House(engine, clock=clock)
     house.slack.members = {ANNA.id, BO.id}

@@ -38,7 +38,7 @@ def test_what_nobody_claimed_stands_before_what_somebody_did(store: Store, datab
         verdict = Verdict(line.id, Outcome.ESCALATED, mood)
         store.finish(claim, Settlement((verdict,), call=Call(Reason.NEGATIVE, line.id, mood)))
     pressed = Pressed(AGENTS.platform, AGENTS.account, AGENTS.chat, Customer("U1", "anna"), 1, AgentAction.CLAIM)
-    store.press(pressed, "")
+    store.press(pressed, "a colleague is here")
     rows = [line for line in printed(database_url).splitlines() if "unhappy" in line]
     assert [("anna" in row, "0.91" in row, "0.92" in row) for row in rows] == [
         (False, False, True),
