@@ -65,13 +65,10 @@ async def town(folder: Path, staff: str, *, with_slack: bool) -> AsyncIterator[T
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
+def _quick(monkeypatch: pytest.MonkeyPatch, no_proxy: None, impatient_queue: None) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(telegram_adapter, "IN_A_CHAT", Limit(100, 1.0))
     monkeypatch.setattr(telegram_adapter, "IN_A_GROUP", Limit(1_000, 60.0))
-    monkeypatch.setattr("bot.queue.embedded.IDLE_POLL_S", 0.02)
 
 
 # -- customers

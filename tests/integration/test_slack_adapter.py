@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import adapters.slack
+import adapters.slack_api
 from adapters.slack import SlackAdapter
 from bot.errors import ConfigError, DatabaseUnavailable, Undeliverable
 from bot.messages import (
@@ -76,12 +77,11 @@ class StubInbox:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, no_proxy: None) -> None:
     """Short rhythms, and no proxy between the adapter and the loopback address."""
-    for name, seconds in {"PING_S": 0.2, "WATCH_S": 0.05, "ANSWER_S": 2, "LAST_ACKS_S": 0.5}.items():
+    for name, seconds in {"PING_S": 0.2, "WATCH_S": 0.05, "LAST_ACKS_S": 0.5}.items():
         monkeypatch.setattr(adapters.slack, name, seconds)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(adapters.slack_api, "ANSWER_S", 2)
 
 
 @pytest.fixture
@@ -392,7 +392,7 @@ async def test_a_token_revoked_while_running_stops_the_adapter(slack: FakeSlack,
 async def test_cancelling_leaves_no_task_and_no_connection(
     slack: FakeSlack, inbox: StubInbox, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    monkeypatch.setattr(adapters.slack, "ANSWER_S", 30)
+    monkeypatch.setattr(adapters.slack_api, "ANSWER_S", 30)
     adapter = SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url)
     others = asyncio.all_tasks()
     waits_at = {"introducing": "auth.test", "connecting": "apps.connections.open"}

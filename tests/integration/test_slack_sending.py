@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,27 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adapters.slack
-from adapters.slack import BLOCK_CHARS, MAX_CHARS, OUTBOUND, SlackAdapter, check, escape, find_channels
+import adapters.slack_api
+from adapters.slack import OUTBOUND, SlackAdapter, check, find_channels
+from adapters.slack_api import MAX_CHARS
+from adapters.slack_blocks import BLOCK_CHARS, escape
 from bot.errors import ConfigError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.messages import Address, OutboundKind, OutboundMessage, Platform, Preview
 from tests.fakes.slack import FakeSlack, Fault
 
 BOT_TOKEN, APP_TOKEN = "xoxb-fake", "xapp-fake"
 POST, HISTORY, REPLIES = "chat.postMessage", "conversations.history", "conversations.replies"
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slack's library sends even loopback addresses through one."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-async def slack() -> AsyncIterator[FakeSlack]:
-    async with FakeSlack(BOT_TOKEN, APP_TOKEN) as slack:
-        yield slack
-        assert slack.violations == []
 
 
 @pytest.fixture
@@ -197,7 +185,7 @@ async def test_slack_saying_later_is_tried_later(slack: FakeSlack, adapter: Slac
 async def test_no_clear_answer_leaves_the_outcome_unknown_and_is_not_retried(
     slack: FakeSlack, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    monkeypatch.setattr(adapters.slack, "ANSWER_S", 0.3)
+    monkeypatch.setattr(adapters.slack_api, "ANSWER_S", 0.3)
     slack.fail(POST, fault)
     with pytest.raises(OutcomeUnknown):
         await SlackAdapter(BOT_TOKEN, APP_TOKEN, slack.url).send(outbound())

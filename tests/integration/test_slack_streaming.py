@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from adapters import slack as slack_adapter
+from adapters import slack_preview
 from adapters.slack import OUTBOUND, SlackAdapter
-from bot.errors import RetryLater, Undeliverable
+from bot.errors import DeliveryError, RetryLater, Undeliverable
 from bot.messages import Address, OutboundKind, OutboundMessage, Platform, Preview
 from tests.fakes.slack import FakeSlack, Fault
 
@@ -20,16 +20,7 @@ STATUS = "assistant.threads.setStatus"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slack_adapter, "APPEND_S", 0.0)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-async def slack() -> AsyncIterator[FakeSlack]:
-    async with FakeSlack(BOT_TOKEN, APP_TOKEN) as slack:
-        yield slack
-        assert slack.violations == []
+    monkeypatch.setattr(slack_preview, "APPEND_S", 0.0)
 
 
 @pytest.fixture
@@ -87,23 +78,23 @@ async def test_where_there_is_no_status_it_is_asked_for_once(
     assert len(slack.called(STATUS)) == 1
 
 
-async def test_a_stream_that_slack_ended_is_finished_all_the_same(
-    slack: FakeSlack, adapter: SlackAdapter, question: Preview
+@pytest.mark.parametrize(
+    ("breaks", "error"),
+    [
+        pytest.param(lambda slack: slack.expire_streams(), Undeliverable, id="Slack ended the stream"),
+        pytest.param(lambda slack: slack.fail(APPEND, Fault(retry_after=7)), RetryLater, id="a flood limit"),
+    ],
+)
+async def test_what_ends_the_preview_does_not_end_the_answer(
+    slack: FakeSlack,
+    adapter: SlackAdapter,
+    question: Preview,
+    breaks: Callable[[FakeSlack], None],
+    error: type[DeliveryError],
 ) -> None:
     begun = await adapter.preview(replace(question, text="good"))
-    slack.expire_streams()
-    with pytest.raises(Undeliverable):
-        await adapter.preview(replace(question, text="good mor"))
-    await adapter.send(answer(question, "good morning", begun))
-    assert slack.said("C1") == ["good morning"]
-
-
-async def test_a_flood_limit_ends_the_preview_and_not_the_answer(
-    slack: FakeSlack, adapter: SlackAdapter, question: Preview
-) -> None:
-    begun = await adapter.preview(replace(question, text="good"))
-    slack.fail(APPEND, Fault(retry_after=7))
-    with pytest.raises(RetryLater):
+    breaks(slack)
+    with pytest.raises(error):
         await adapter.preview(replace(question, text="good mor"))
     await adapter.send(answer(question, "good morning", begun))
     assert slack.said("C1") == ["good morning"]
@@ -143,13 +134,13 @@ async def test_no_more_streams_are_begun_than_slack_allows(
     slack: FakeSlack, adapter: SlackAdapter, question: Preview
 ) -> None:
     begun = [await adapter.preview(replace(question, number=number, text="good")) for number in range(1, 31)]
-    assert len([each for each in begun if each]) == len(slack.called(START)) == slack_adapter.STREAMS.messages
+    assert len([each for each in begun if each]) == len(slack.called(START)) == slack_preview.STREAMS.messages
 
 
 async def test_additions_keep_their_distance(
     slack: FakeSlack, adapter: SlackAdapter, question: Preview, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slack_adapter, "APPEND_S", 60.0)
+    monkeypatch.setattr(slack_preview, "APPEND_S", 60.0)
     for text in ("g", "go", "goo", "good"):
         await adapter.preview(replace(question, text=text))
     assert slack.said("C1") == ["go"]

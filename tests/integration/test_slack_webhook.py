@@ -31,10 +31,8 @@ def event(text: str = "hello", **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def slack(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeSlack]:
+async def slack(monkeypatch: pytest.MonkeyPatch, no_proxy: None) -> AsyncIterator[FakeSlack]:
     monkeypatch.setattr(slack_adapter, "HEARTBEAT_S", 0.02)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
     async with FakeSlack() as fake:
         yield fake
         assert fake.violations == []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.slack import escape
+from adapters.slack_blocks import escape
 from adapters.slack_events import plain, to_inbound
 from bot.messages import Address, Dropped, Edited, InboundKind, InboundMessage, Platform
 
