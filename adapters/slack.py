@@ -277,7 +277,7 @@ class SlackAdapter:
                 unfurl_media=False,
                 metadata=metadata,
             )
-        if message.kind is OutboundKind.CARD:
+        if message.kind in (OutboundKind.CARD, OutboundKind.ASK):
             return await write(blocks=with_buttons(words, message.buttons))
         if message.rateable:
             with tolerating("invalid_blocks", "invalid_blocks_format"):

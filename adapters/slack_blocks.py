@@ -33,7 +33,7 @@ def with_thumbs(words: str, outbound_id: str) -> list[dict[str, Any]]:
 
 
 def with_buttons(words: str, buttons: Sequence[Button]) -> list[dict[str, Any]]:
-    """A card."""
+    """A card, or a question."""
     found = [_section(part) for part in cut(words, BLOCK_CHARS)]
     elements = [
         {

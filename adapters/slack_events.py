@@ -19,8 +19,10 @@ from bot.messages import (
     Platform,
     Pressed,
     Rated,
+    Scored,
     read_action,
     read_rating,
+    read_score,
 )
 
 _KEPT_SUBTYPES = ("", None, "file_share", "thread_broadcast")  # the last: a reply in a thread, also shown in the chat
@@ -64,6 +66,8 @@ def _pressed(body: Mapping[str, Any], account: str) -> Event:
     token, who = ident(actions[0] if isinstance(actions, list) and actions else None, "value"), ident(user, "id")
     if who and (rating := read_rating(token)):
         return Rated(Platform.SLACK, account, who, rating[1], rating[0])
+    if who and (score := read_score(token)):
+        return Scored(Platform.SLACK, account, who, score[1], score[0])
     if who and (action := read_action(token)):
         agent, chat = Customer(who, ident(user, "username")), ident(mapping(body, "channel"), "id")
         return Pressed(Platform.SLACK, account, chat, agent, action[1], action[0])

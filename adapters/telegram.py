@@ -67,6 +67,7 @@ from bot.messages import (
     Preview,
     Rated,
     Rating,
+    Scored,
     rating_token,
 )
 
@@ -288,7 +289,7 @@ class TelegramAdapter:
         except Exception as error:  # one update that nobody can store must not hold up all behind it
             log.error("update skipped, it cannot be stored", update=event.cursor, error=type(error).__name__)
             await inbox.receive(Dropped(self.platform, self._account, "cannot be stored", cursor=event.cursor))
-        return "🙏" if isinstance(event, Rated) else ""
+        return "🙏" if isinstance(event, Rated | Scored) else ""
 
     async def _stored(self, inbox: Inbox) -> int | None:
         while True:

@@ -19,8 +19,10 @@ from bot.messages import (
     Platform,
     Pressed,
     Rated,
+    Scored,
     read_action,
     read_rating,
+    read_score,
 )
 
 COMMANDS: Mapping[str | None, Mapping[str, str]] = {
@@ -103,6 +105,8 @@ def _pressed(pressed: Mapping[str, object], cursor: int | None, account: str) ->
     if _whole(sender, "id") is not None and cursor is not None:
         if rating := read_rating(data):
             return Rated(Platform.TELEGRAM, account, _customer(sender).id, rating[1], rating[0], cursor)
+        if score := read_score(data):
+            return Scored(Platform.TELEGRAM, account, _customer(sender).id, score[1], score[0], cursor)
         if action := read_action(data):
             agent = _customer(sender)
             return Pressed(Platform.TELEGRAM, account, str(chat), agent, action[1], action[0], cursor)

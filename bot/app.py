@@ -24,7 +24,7 @@ from bot.conversation import Line, Overdue
 from bot.deliver import Deliverer
 from bot.errors import ConfigError, DatabaseUnavailable, FrontdeskError
 from bot.escalate import CardWriter, Desk
-from bot.handoff import Handoff, Members
+from bot.handoff import Handoff, HandoffManners, Members
 from bot.http import Health, Hook, build_asgi, is_loopback, serve
 from bot.intake import Intake
 from bot.messages import Adapter, Address, Platform
@@ -177,7 +177,13 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
     handoff = None
     if agents is not None and agents.platform in adapters:
         handoff = Handoff(
-            store, writer, Members(adapters, agents), agents, behaviour.cards, queue.wake, patience(settings)
+            store,
+            writer,
+            Members(adapters, agents, settings.escalation.agents),
+            agents,
+            behaviour.cards,
+            queue.wake,
+            handoff_manners(settings),
         )
     return App(
         settings,
@@ -272,18 +278,20 @@ def manners(settings: Settings) -> Manners:
         limits=Limits(settings.limits.messages_per_minute, settings.limits.replies_per_minute),
         shop=settings.business.name,
         cards=CardWriter(partial(emoji, settings)),
+        hours=settings.hours.read(),
     )
 
 
-def patience(settings: Settings) -> Mapping[Overdue, timedelta]:
-    """How long what may wait, from the settings; 0 is for ever."""
+def handoff_manners(settings: Settings) -> HandoffManners:
+    """How agents and customers meet, from the settings. A wait of 0 is for ever."""
     escalation = settings.escalation
     waits = {
         Overdue.REMIND: timedelta(minutes=escalation.remind_minutes),
         Overdue.APOLOGISE: timedelta(minutes=escalation.apologise_minutes),
         Overdue.IDLE: timedelta(hours=escalation.idle_hours),
     }
-    return {what: time for what, time in waits.items() if time}
+    patience = {what: time for what, time in waits.items() if time}
+    return HandoffManners(patience, settings.hours.read(), escalation.names, escalation.ask_score)
 
 
 def emoji(settings: Settings, label: str) -> str:

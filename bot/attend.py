@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
-from bot.catalogue import language_of, languages, say
+from bot.catalogue import language_of, languages, say, say_when
 from bot.conversation import Author, Call, Line, Outcome, Owner, Reason
 from bot.deliver import Progress
 from bot.errors import EngineError
 from bot.escalate import CardWriter
+from bot.hours import Hours
 from bot.messages import MARKS, Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
 from bot.metrics import Metrics
 from bot.policy import Decision, Heard, Limits, decide, forgets, needs_model, shed
 from bot.store.database import Writer
 from bot.store.jobs import Claim
-from bot.store.store import Store
+from bot.store.store import Clock, Store, utc_now
 from bot.store.values import Say, Settlement, Verdict, Waiting
 from engine.types import Engine, LabelRole, Reply, Speaker, TextRole, Turn
 
 log = structlog.get_logger(__name__)
 
+_AWAITED = ("human_called", "human_already_called", "status_waiting", "failed")
+"""Sentences that promise a colleague, who may not be there just now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Manners:
-    """How the desk behaves: two roles, how moods are judged, which words call a human, what is too much, our name, and
-    how agents are told."""
+    """How the desk behaves: two roles, how moods are judged, which words call a human, what is too much, our name,
+    how agents are told, and when they are there."""
 
     sentiment: LabelRole
     reply: TextRole
@@ -38,6 +43,7 @@ class Manners:
     limits: Limits
     shop: str
     cards: CardWriter
+    hours: Hours
 
 
 class Attendant:
@@ -52,7 +58,9 @@ class Attendant:
         manners: Manners,
         metrics: Metrics,
         on_settled: Callable[[], None],
+        clock: Clock = utc_now,
     ) -> None:
+        self._now = clock
         self._store = store
         self._writer = writer
         self._engine = engine
@@ -127,7 +135,7 @@ class Attendant:
         return says + [self._notice(key, waiting) for key in decision.after]
 
     def _answer(self, waiting: Waiting, reply: Reply | None) -> Say:
-        text = reply.text.strip() if reply else ""
+        text = _own_words(reply.text).strip() if reply else ""
         if not text:
             return self._notice("unknown_person_offer", waiting)
         adapter = self._adapters.get(waiting.conversation.address.platform)
@@ -142,6 +150,8 @@ class Attendant:
         mark = MARKS[conversation.address.platform]
         choices = ", ".join(f"{mark}language {code} ({each.name})" for code, each in languages().items())
         text = say(key, language, shop=self._manners.shop, choices=choices, mark=mark)
+        if key in _AWAITED and (opens := self._manners.hours.until(now := self._now())):
+            text += "\n" + say("closed", language, when=say_when(opens, now, language))
         return Say(OutboundKind.NOTICE, (text,), newest.reply_to)
 
     # -- what the model says ---------------------------------------------------------------------
@@ -226,11 +236,23 @@ def to_turns(lines: Sequence[Line]) -> list[Turn]:
         if line.outcome is Outcome.SHED:
             continue
         speaker = Speaker.USER if line.author is Author.CUSTOMER else Speaker.ASSISTANT
+        text = f"{_marked(line.text)}{line.text}" if line.author is Author.AGENT else line.text
         if turns and turns[-1].speaker is speaker:
-            turns[-1] = Turn(speaker, f"{turns[-1].text}\n{line.text}")
+            turns[-1] = Turn(speaker, f"{turns[-1].text}\n{text}")
         else:
-            turns.append(Turn(speaker, line.text))
+            turns.append(Turn(speaker, text))
     return turns
+
+
+def _marked(text: str) -> str:
+    """What a colleague said is marked, so that the model does not take it for its own."""
+    return f"[{say('author_agent', language_of(text, ''))}] "
+
+
+def _own_words(text: str) -> str:
+    """Without the mark of a colleague, where the model imitated it."""
+    marks = "|".join(re.escape(say("author_agent", code)) for code in languages())
+    return re.sub(rf"\[(?:{marks})\]\s*", "", text)
 
 
 def _texts(lines: Sequence[Line]) -> list[Line]:

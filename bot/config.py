@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +26,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bot.errors import ConfigError
+from bot.hours import Hours, read_span
 from bot.messages import Platform
 
 DEFAULT_MODEL = "Qwen/Qwen1.5-0.5B-Chat"
@@ -45,6 +48,7 @@ Url = Annotated[str, Field(pattern="^https?://")]
 _PLAIN = {
     "model_type": "should be a section with keys of its own",
     "tuple_type": 'should be a list of texts: ["one", "two"]',
+    "dict_type": 'should be a table of texts: { U0123 = "Anna" }',
     "string_too_short": "should not be empty",
     "string_pattern_mismatch": "should start with https:// or http://",
 }
@@ -104,6 +108,9 @@ class EscalationSection(_Section):
     remind_minutes: int = Field(default=15, ge=0, le=10_080)
     apologise_minutes: int = Field(default=60, ge=0, le=10_080)
     idle_hours: int = Field(default=12, ge=0, le=8_760)
+    agents: tuple[Text, ...] = ()
+    names: dict[str, Text] = Field(default_factory=dict)
+    ask_score: bool = True
 
     @field_validator("channel")
     @classmethod
@@ -112,6 +119,45 @@ class EscalationSection(_Section):
         if value in ("", "console") or (platform in (Platform.TELEGRAM, Platform.SLACK) and chat):
             return value
         raise ValueError('use "telegram:CHAT_ID", "slack:CHANNEL_ID", "console", or "" for none')
+
+
+class HoursSection(_Section):
+    """When colleagues are there: spans of local time by weekday, and whole days on which nobody is."""
+
+    timezone: Text = "UTC"
+    monday: tuple[str, ...] = ()
+    tuesday: tuple[str, ...] = ()
+    wednesday: tuple[str, ...] = ()
+    thursday: tuple[str, ...] = ()
+    friday: tuple[str, ...] = ()
+    saturday: tuple[str, ...] = ()
+    sunday: tuple[str, ...] = ()
+    holidays: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> HoursSection:
+        self.read()
+        return self
+
+    def read(self) -> Hours:
+        """Raises ValueError, whose words name what is wrong."""
+        days = (self.monday, self.tuesday, self.wednesday, self.thursday, self.friday, self.saturday, self.sunday)
+        weekly = {number: tuple(map(read_span, spans)) for number, spans in enumerate(days)}
+        return Hours(_zone(self.timezone), weekly, frozenset(map(_day, self.holidays)))
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f'"{name}" is no time zone: use a name such as "Europe/Berlin" or "Asia/Shanghai"') from None
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f'"{text}" is no day: use "2026-12-25"') from None
 
 
 class TelegramSection(_Section):
@@ -210,6 +256,7 @@ class Settings(_Section):
     engine: EngineSection = EngineSection()
     sentiment: SentimentSection = SentimentSection()
     escalation: EscalationSection = EscalationSection()
+    hours: HoursSection = HoursSection()
     telegram: TelegramSection = TelegramSection()
     slack: SlackSection = SlackSection()
     web: WebSection = WebSection()

@@ -135,7 +135,8 @@ class Escalation:
     """A call for a human, with what an agent wants to see first.
 
     `times` counts the calls it stands for. `claimed_by` is the agent's name, "" for nobody yet; `ended` how it was
-    resolved, None while it is open.
+    resolved, None while it is open; `came_back_at` when the customer first wrote after that, `score` (1 to 5) what they
+    thought of it.
     """
 
     id: int
@@ -149,3 +150,5 @@ class Escalation:
     claimed_at: datetime | None = None
     ended: AgentAction | None = None
     resolved_at: datetime | None = None
+    came_back_at: datetime | None = None
+    score: int | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from bot.brief import brief
 from bot.catalogue import language_of, say
 from bot.conversation import Author, Escalation, Line, Reason
 from bot.messages import Address, AgentAction, Button, InboundKind, Rating, action_token
@@ -14,6 +15,8 @@ from bot.store.reader import Reader
 _THUMBS = {Rating.UP: "👍", Rating.DOWN: "👎"}
 MAX_QUOTE = 300
 """Characters of one line on a card."""
+SHOWN, MOODS = 6, 12
+"""Of the last turns on a card: lines, and moods of the customer's messages."""
 
 
 class CardWriter:
@@ -23,7 +26,8 @@ class CardWriter:
         self._emoji = emoji
 
     def text(self, escalation: Escalation) -> str:
-        """Who, where, why, the message, its probability, the last turns. The first line is the title."""
+        """Who, where, why, moods, the message, the customer's sentences that matter, the last turns. The first line is
+        the title."""
         language = self.language(escalation)
         if escalation.reason is Reason.ERASED:
             return self._title(escalation, language)
@@ -37,9 +41,14 @@ class CardWriter:
             say("card_since", language, since=_at(escalation.opened_at), times=escalation.times),
             *self._state(escalation, language),
         ]
+        if moods := self._moods(escalation.recent):
+            lines.append(say("card_moods", language, moods=moods))
         if escalation.evidence is not None:
             lines += ["", say("card_message", language), self._line(escalation.evidence, language)]
-        lines += ["", say("card_recent", language), *self._recent(escalation.recent, language)]
+        if sentences := brief(escalation.recent):
+            lines += ["", say("card_brief", language), *(f"• {sentence}" for sentence in sentences)]
+        lines += ["", say("card_recent", language)]
+        lines += [self._line(line, language) for line in escalation.recent[-SHOWN:]]
         return "\n".join(lines)
 
     def buttons(self, escalation: Escalation) -> tuple[Button, ...]:
@@ -70,11 +79,17 @@ class CardWriter:
     def _state(self, escalation: Escalation, language: str) -> list[str]:
         lines = []
         if escalation.claimed_by and escalation.claimed_at:
-            lines.append(say("card_claimed", language, name=escalation.claimed_by, since=_at(escalation.claimed_at)))
+            waited = _minutes(escalation.claimed_at - escalation.opened_at)
+            since = _at(escalation.claimed_at)
+            lines.append(say("card_claimed", language, name=escalation.claimed_by, since=since, waited=waited))
         if escalation.evidence and escalation.evidence.corrected:
             lines.append(say("card_correct", language))
         if escalation.ended and escalation.resolved_at:
             lines.append(say(f"card_{escalation.ended}", language, since=_at(escalation.resolved_at)))
+        if escalation.came_back_at:
+            lines.append(say("card_back", language, since=_at(escalation.came_back_at)))
+        if escalation.score:
+            lines.append(say("card_score", language, score=escalation.score))
         return lines
 
     def _title(self, escalation: Escalation, language: str) -> str:
@@ -82,8 +97,10 @@ class CardWriter:
         negative = f" {sentiment.negative:.2f}" if sentiment and escalation.reason is Reason.NEGATIVE else ""
         return f"🔔 #{escalation.id} {say(f'reason_{escalation.reason}', language)}{negative}"
 
-    def _recent(self, lines: Sequence[Line], language: str) -> list[str]:
-        return [self._line(line, language) for line in lines]
+    def _moods(self, lines: Sequence[Line]) -> str:
+        """The course of the customer's moods, the newest last; "" where there is no course yet."""
+        found = [self._emoji(line.sentiment.label) for line in lines if line.sentiment]
+        return "".join(found[-MOODS:]) if len(found) > 1 else ""
 
     def _line(self, line: Line, language: str) -> str:
         mood = f"{self._emoji(line.sentiment.label)} {line.sentiment.negative:.2f} " if line.sentiment else ""
@@ -132,6 +149,10 @@ def _is_wording(line: Line) -> bool:
 
 def _place(address: Address) -> str:
     return f"{address.platform.capitalize()} {address.chat}" + (f" / {address.thread}" if address.thread else "")
+
+
+def _minutes(time: timedelta) -> int:
+    return int(time.total_seconds() // 60)
 
 
 def _at(time: datetime) -> str:

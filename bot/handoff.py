@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
@@ -12,9 +13,10 @@ from bot.catalogue import language_of, say
 from bot.conversation import Overdue
 from bot.errors import DeliveryError
 from bot.escalate import CardWriter
+from bot.hours import Hours
 from bot.messages import Adapter, Address, AgentAction, InboundKind, InboundMessage, Platform, Pressed, Receipt
 from bot.store.database import Writer
-from bot.store.store import Store
+from bot.store.store import Clock, Store, utc_now
 from bot.store.values import Heard, Pressing
 
 log = structlog.get_logger(__name__)
@@ -36,12 +38,29 @@ _OVERDUE = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class HandoffManners:
+    """How long what may wait, when colleagues are there, what customers call them by id, and whether they are asked
+    how it was."""
+
+    patience: Mapping[Overdue, timedelta]
+    hours: Hours
+    names: Mapping[str, str]
+    ask_score: bool
+
+
 class Members:
     """Who is in the agents' chat. Buttons can be pressed by people who are not, so each press is checked."""
 
     def __init__(
-        self, adapters: Mapping[Platform, Adapter], agents: Address, clock: Callable[[], float] = time.monotonic
+        self,
+        adapters: Mapping[Platform, Adapter],
+        agents: Address,
+        only: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`only`: the ids of those who may act, if not every member."""
+        self._only = frozenset(only)
         self._adapters = adapters
         self._agents = agents
         self._now = clock
@@ -49,6 +68,8 @@ class Members:
 
     async def holds(self, person: str) -> bool:
         """Whether somebody is a member; where the platform does not answer, whether they were lately."""
+        if self._only and person not in self._only:
+            return False
         confirmed = self._confirmed.get(person, float("-inf"))
         if self._now() - confirmed < REMEMBERED_S:
             return True
@@ -75,7 +96,8 @@ class Handoff:
         agents: Address,
         cards: CardWriter,
         on_change: Callable[[], None],
-        patience: Mapping[Overdue, timedelta],
+        manners: HandoffManners,
+        clock: Clock = utc_now,
     ) -> None:
         self._store = store
         self._writer = writer
@@ -83,7 +105,8 @@ class Handoff:
         self._agents = agents
         self._cards = cards
         self._on_change = on_change
-        self._patience = patience
+        self._manners = manners
+        self._now = clock
 
     def is_here(self, platform: Platform, chat: str) -> bool:
         """Whether that is the agents' chat."""
@@ -98,25 +121,38 @@ class Handoff:
         if not self.is_here(event.platform, event.chat) or not await self._members.holds(event.agent.id):
             log.warning("a button was pressed by somebody who is no agent", escalation=event.escalation_id)
             return say("press_stranger", theirs)
-        done = await self._writer(self._store.press, event, self._notice(event.action, customers))
+        notice = self._notice(event.action, customers, event.agent.id)
+        asked = say("ask_score", customers) if self._manners.ask_score else ""
+        done = await self._writer(self._store.press, event, notice, asked)
         log.info("button pressed", escalation=event.escalation_id, action=event.action, result=done)
         self._on_change()
         if done is Pressing.DONE:
             return say(f"press_{event.action}", theirs)
         return say(f"press_{done}", theirs, name=call.claimed_by)
 
-    def _notice(self, action: AgentAction, language: str) -> str:
-        return say(_NOTICES[action], language) if action in _NOTICES else ""
+    def _notice(self, action: AgentAction, language: str, agent: str) -> str:
+        name = self._manners.names.get(agent, "")
+        return say(_NOTICES[action], language, name=name) if action in _NOTICES else ""
 
     async def sweep(self) -> None:
         """See to what has waited too long. To be called now and then. Raises DatabaseUnavailable."""
-        for what, call in await self._writer(self._store.overdue, self._patience):
+        patience = self._due()
+        for what, call in await self._writer(self._store.overdue, patience):
             cards = self._cards
             language = cards.language(call) if what is Overdue.REMIND else cards.customers_language(call)
-            text = say(_OVERDUE[what], language, minutes=int(self._patience[what].total_seconds() // 60))
+            text = say(_OVERDUE[what], language, minutes=int(patience[what].total_seconds() // 60))
             await self._writer(self._store.bring_up, call.id, what, text)
             log.info("overdue", escalation=call.id, what=what)
             self._on_change()
+
+    def _due(self) -> Mapping[Overdue, timedelta]:
+        """What may be overdue now. Nobody is reminded while nobody is there, and then not before they had time."""
+        since = self._manners.hours.since(self._now())
+        return {
+            what: time
+            for what, time in self._manners.patience.items()
+            if what is Overdue.IDLE or (since is not None and self._now() - since >= time)
+        }
 
     async def hear(self, message: InboundMessage) -> Receipt:
         """Pass on what the claimer of a conversation writes in its thread. Raises DatabaseUnavailable."""

@@ -22,6 +22,7 @@ from bot.messages import (
     Pressed,
     Rated,
     Receipt,
+    Scored,
 )
 from bot.metrics import Metrics
 from bot.store.database import Writer
@@ -85,6 +86,8 @@ class Intake:
             return await self._move(event)
         if isinstance(event, Rated):
             return await self._rate(event)
+        if isinstance(event, Scored):
+            return await self._score(event)
         if isinstance(event, Pressed):
             await self.press(event)
             return Receipt.ACCEPTED
@@ -154,6 +157,13 @@ class Intake:
             self._metrics.rated(event.platform, event.rating)
         log.info("rated", platform=event.platform, rating=event.rating, receipt=rated.receipt, message=rated.message_id)
         return rated.receipt
+
+    async def _score(self, event: Scored) -> Receipt:
+        scored = await self._writer(self._store.score, event)
+        log.info("scored", platform=event.platform, score=event.score, receipt=scored.receipt)
+        if scored.receipt is Receipt.ACCEPTED:
+            self._on_accepted()
+        return scored.receipt
 
     async def _drop(self, event: Dropped) -> Receipt:
         await self._writer(self._store.drop, event)

@@ -127,6 +127,18 @@ class Rated:
     cursor: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A customer said how a colleague did, from 1 (bad) to 5 (great)."""
+
+    platform: Platform
+    account: str
+    customer_id: str
+    escalation_id: int
+    score: int
+    cursor: int | None = None
+
+
 class AgentAction(StrEnum):
     """What a button on a card does."""
 
@@ -163,7 +175,7 @@ class Dropped:
     cursor: int | None = None
 
 
-Event = InboundMessage | Edited | Moved | Rated | Pressed | Dropped
+Event = InboundMessage | Edited | Moved | Rated | Scored | Pressed | Dropped
 
 
 class Receipt(StrEnum):
@@ -179,6 +191,7 @@ class OutboundKind(StrEnum):
 
     REPLY = "reply"  # the model's answer; never sent once a human owns the conversation
     NOTICE = "notice"  # a fixed sentence of the catalogue
+    ASK = "ask"  # the same, with buttons from 1 to 5 under it
     AGENT = "agent"  # what a human of the business says to a customer
     CARD = "card"  # an escalation, to the agents
     RELAY = "relay"  # what a customer of theirs says, to the agents
@@ -205,7 +218,7 @@ class OutboundMessage:
     `edits` is the platform's id of an earlier message, or of one begun by a preview, that this one
     replaces in place ("" for a new one). `maybe_sent` says that an earlier attempt ended without an
     answer: ask the platform first where it can be asked. `rateable`: it goes out with a thumb up and
-    a thumb down, which come back as Rated; `buttons` come back as Pressed. A MARK is no message: `text`
+    a thumb down, which come back as Rated; `buttons` come back as Pressed or Scored. A MARK is no message: `text`
     is "delivered" or not, `reply_to` the message it is put to.
     """
 
@@ -280,6 +293,16 @@ def read_action(token: str) -> tuple[AgentAction, int] | None:
     """The action and the escalation of a button's token; None for anything else."""
     found = re.fullmatch(f"({'|'.join(AgentAction)}):([0-9]{{1,18}})", token)
     return (AgentAction(found[1]), int(found[2])) if found else None
+
+
+def score_token(score: int, escalation_id: int) -> str:
+    return f"score{score}:{escalation_id}"
+
+
+def read_score(token: str) -> tuple[int, int] | None:
+    """The score and the escalation of a button's token; None for anything else."""
+    found = re.fullmatch("score([1-5]):([0-9]{1,18})", token)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def read_rating(token: str) -> tuple[Rating, str] | None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from sqlalchemy import Engine
 
-from bot.app import emoji, manners, patience
+from bot.app import emoji, handoff_manners, manners
 from bot.attend import Attendant
 from bot.config import Settings
 from bot.conversation import Outcome
@@ -51,14 +51,16 @@ class House:
         )
         wake = self.queue.wake
         limits, cards = settings.limits, CardWriter(lambda label: emoji(settings, label))
-        self.members = Members(adapters, AGENTS, lambda: self.seconds)
-        self.handoff = handoff = Handoff(self.store, self.writer, self.members, AGENTS, cards, wake, patience(settings))
+        self.members = Members(adapters, AGENTS, settings.escalation.agents, lambda: self.seconds)
+        self.handoff = handoff = Handoff(
+            self.store, self.writer, self.members, AGENTS, cards, wake, handoff_manners(settings), clock
+        )
         self.intake = Intake(
             self.store, self.writer, self.metrics, 4000, AGENTS, wake, limits.allow, limits.block, handoff
         )
         self.handlers = {
             JobKind.ATTEND: Attendant(
-                self.store, self.writer, self.engine, adapters, manners(settings), self.metrics, wake
+                self.store, self.writer, self.engine, adapters, manners(settings), self.metrics, wake, clock
             ),
             JobKind.DELIVER: Deliverer(
                 self.store, self.writer, adapters, cards, self.metrics, lambda attempt: backoff(attempt, CAP)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def say(key: str, language: str, **fields: object) -> str:
     """The sentence `key` in `language`, English where there is no such language. Fields it does not use are ignored."""
     template = languages().get(language, languages()[DEFAULT]).sentences[key]
     return re.sub(r"\[([^]]*)\]", lambda part: _kept(part[1], fields), template).format(**fields)
+
+
+def say_when(time: datetime, now: datetime, language: str) -> str:
+    """A moment to come, in its own time zone, as people say it."""
+    days, clock = (time.date() - now.astimezone(time.tzinfo).date()).days, f"{time:%H:%M}"
+    if days < 2:
+        return say("when_tomorrow" if days else "when_today", language, time=clock)
+    if days < 7:
+        return say("when_weekday", language, weekday=say(f"weekday_{time.weekday()}", language), time=clock)
+    return say("when_date", language, date=f"{time:%Y-%m-%d}", time=clock)
 
 
 def language_of(text: str, code: str) -> str:

@@ -23,8 +23,9 @@ class Handoff:
         self._outbox = outbox
         self._now = clock
 
-    def press(self, session: Session, event: Pressed, notice: str) -> Pressing:
-        """Do what a button says, once; `notice` tells the customer. Pressed again, or too late, nothing changes."""
+    def press(self, session: Session, event: Pressed, notice: str, asked: str) -> Pressing:
+        """Do what a button says, once; `notice` tells the customer, `asked` asks them how it was. Pressed again, or too
+        late, nothing changes."""
         row = session.get(EscalationRow, event.escalation_id)
         if row is not None and event.action is AgentAction.CORRECT:
             return self._correct(session, row)
@@ -32,6 +33,10 @@ class Handoff:
             return Pressing.OVER
         if event.action is not AgentAction.CLAIM:
             self._end(session, row, event.action, notice)
+            if asked and row.claimed_by and event.action is AgentAction.RESOLVE:
+                conversation = session.get_one(ConversationRow, row.conversation_id)
+                line = self._line(session, conversation, Author.NOTICE, asked)
+                self._send(session, conversation, OutboundKind.ASK, line, row.id)
         elif row.claimed_by:
             return Pressing.YOURS if row.claimed_by == event.agent.id else Pressing.TAKEN
         else:
@@ -120,6 +125,15 @@ class Handoff:
         elif what is Overdue.APOLOGISE and row.apologised_at is None:
             row.apologised_at = self._now()
             self._tell(session, session.get_one(ConversationRow, row.conversation_id), text)
+
+    def came_back(self, session: Session, conversation: ConversationRow, at: datetime) -> None:
+        """The customer wrote again: the card of what was resolved last says so, once."""
+        latest = select(EscalationRow).filter_by(conversation_id=conversation.id).order_by(EscalationRow.id.desc())
+        row = session.scalar(latest.limit(1))
+        if row is not None and row.resolved_at is not None and row.came_back_at is None and row.card_id:
+            row.came_back_at = at
+            session.flush()
+            self._outbox.show_card(session, row)
 
     def relay(self, session: Session, conversation: ConversationRow, texts: Iterable[tuple[int, str]]) -> None:
         """Show the agents what a customer wrote: (message, as it is shown)."""

@@ -12,8 +12,8 @@ from bot.messages import Address, AgentAction, Customer, InboundKind, OutboundKi
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, MessageRow, OutboundRow
 from bot.store.values import OutboundState, Sent
 
-CARD_LINES = 6
-"""How much of the history a card shows."""
+CARD_LINES = 30
+"""How much of the history a card is written from."""
 
 
 def open_escalation(conversation_id: int) -> Select[EscalationRow]:
@@ -99,6 +99,8 @@ def escalation(session: Session, row: EscalationRow) -> Escalation:
         row.claimed_at,
         AgentAction(row.ended) if row.ended else None,
         row.resolved_at,
+        row.came_back_at,
+        row.score,
     )
 
 

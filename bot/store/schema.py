@@ -113,10 +113,12 @@ class MessageRow(Base):
     rating: Mapped[str] = mapped_column(server_default="", default="")
     cut: Mapped[int] = mapped_column(server_default="0", default=0)
     corrected: Mapped[int] = mapped_column(server_default="0", default=0)
+    media: Mapped[str] = mapped_column(server_default="", default="")
 
 
 class EscalationRow(Base):
-    """A call for a human; at most one open per conversation. `card_id` is the platform's id of the posted card."""
+    """A call for a human; at most one open per conversation. `card_id` is the platform's id of the posted card,
+    `topic` that of its place in a chat that has places."""
 
     __tablename__ = "escalations"
     __table_args__ = (
@@ -145,6 +147,9 @@ class EscalationRow(Base):
     reminded_at: Mapped[datetime | None]
     apologised_at: Mapped[datetime | None]
     ended: Mapped[str] = mapped_column(server_default="", default="")
+    topic: Mapped[str] = mapped_column(server_default="", default="")
+    came_back_at: Mapped[datetime | None]
+    score: Mapped[int | None]
 
 
 class OutboundRow(Base):

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from bot.conversation import Author, Call, Escalation, Outcome, Overdue, Owner, OwnerEvent, Reason, next_owner
 from bot.messages import (
     Address,
+    Button,
     Delivery,
     Dropped,
     Edited,
@@ -24,6 +25,8 @@ from bot.messages import (
     Pressed,
     Rated,
     Receipt,
+    Scored,
+    score_token,
 )
 from bot.store import erase, jobs, rows
 from bot.store.database import leave_no_trace
@@ -38,6 +41,10 @@ Clock = Callable[[], datetime]
 MINUTE = timedelta(minutes=1)
 HISTORY_LINES = 40
 """More than fits into any sensible token budget; the engine trims to the budget itself."""
+
+
+_TO_CUSTOMERS = (OutboundKind.AGENT, OutboundKind.ASK)
+"""Of what is about an escalation, what goes to its customer."""
 
 
 def utc_now() -> datetime:
@@ -82,6 +89,7 @@ class Store:
             row.cut = int(message.cut)
             session.add(row)
             session.flush()
+            self._handoff.came_back(session, conversation, row.at)
             jobs.enqueue_attend(session, conversation.id, row.at)
             return Accepted(Receipt.ACCEPTED, row.id, conversation.id)
 
@@ -136,13 +144,13 @@ class Store:
         with self._begin() as session:
             self._advance(session, event.platform, event.account, event.cursor)
             row = session.get(OutboundRow, event.outbound_id)
-            if row is None or row.message_id is None or not self._is_theirs(session, row, event):
+            if row is None or row.message_id is None or not self._is_theirs(session, row.conversation_id, event):
                 return Accepted(Receipt.DROPPED)
             session.get_one(MessageRow, row.message_id).rating = event.rating
             return Accepted(Receipt.ACCEPTED, row.message_id, row.conversation_id)
 
-    def _is_theirs(self, session: Session, row: OutboundRow, event: Rated) -> bool:
-        who = rows.conversation(session, row.conversation_id)
+    def _is_theirs(self, session: Session, conversation_id: int, event: Rated | Scored) -> bool:
+        who = rows.conversation(session, conversation_id)
         return (who.address.platform, who.customer.id) == (event.platform, event.customer_id)
 
     def drop(self, event: Dropped) -> None:
@@ -331,10 +339,23 @@ class Store:
             row = session.get(EscalationRow, escalation_id)
             return rows.escalation(session, row) if row else None
 
-    def press(self, event: Pressed, notice: str) -> Pressing:
-        """Do what a button on a card says, once; `notice` tells the customer. Pressed again, it changes nothing."""
+    def press(self, event: Pressed, notice: str, asked: str = "") -> Pressing:
+        """Do what a button on a card says, once; `notice` tells the customer, `asked` asks them how it was. Pressed
+        again, it changes nothing."""
         with self._begin() as session:
-            return self._handoff.press(session, event, notice)
+            return self._handoff.press(session, event, notice, asked)
+
+    def score(self, event: Scored) -> Accepted:
+        """What the customer thinks of a colleague's help; only theirs counts, and the last."""
+        with self._begin() as session:
+            self._advance(session, event.platform, event.account, event.cursor)
+            row = session.get(EscalationRow, event.escalation_id)
+            if row is None or row.resolved_at is None or not self._is_theirs(session, row.conversation_id, event):
+                return Accepted(Receipt.DROPPED)
+            row.score = event.score
+            session.flush()
+            self._outbox.show_card(session, row)
+            return Accepted(Receipt.ACCEPTED, row.message_id, row.conversation_id)
 
     def overdue(self, patience: Mapping[Overdue, timedelta]) -> list[tuple[Overdue, Escalation]]:
         """Escalations that waited longer than `patience`, for what."""
@@ -403,7 +424,7 @@ class Store:
     def _sending(self, session: Session, row: OutboundRow, job: JobRow, maybe_sent: bool) -> Sending:
         called = session.get(EscalationRow, row.escalation_id) if row.escalation_id is not None else None
         is_card = row.kind == OutboundKind.CARD
-        hangs_on = called.card_id if called and not is_card and row.kind != OutboundKind.AGENT else ""
+        hangs_on = called.card_id if called and not is_card and row.kind not in _TO_CUSTOMERS else ""
         message = OutboundMessage(
             id=row.id,
             kind=OutboundKind(row.kind),
@@ -413,6 +434,7 @@ class Store:
             edits=called.card_id if called and is_card else row.platform_id,
             maybe_sent=maybe_sent,
             rateable=row.kind == OutboundKind.REPLY and jobs.is_last_part(session, job, row),
+            buttons=_scores(row) if row.kind == OutboundKind.ASK else (),
         )
         card = rows.escalation(session, called) if called and is_card else None
         return Sending(message, card, row.unknowns, row.created_at)
@@ -493,6 +515,10 @@ class Store:
         """Free what a process that died held. To be called at start, before any worker."""
         with self._begin() as session:
             return jobs.recover(session)
+
+
+def _scores(row: OutboundRow) -> tuple[Button, ...]:
+    return tuple(Button(str(score), score_token(score, row.escalation_id or 0)) for score in range(1, 6))
 
 
 def _finishing(says: Sequence[Say]) -> Say | None:

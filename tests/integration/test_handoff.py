@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from bot.app import patience
+from bot.app import handoff_manners
 from bot.catalogue import say
 from bot.config import DatabaseSection, Secrets, Settings, parse
 from bot.conversation import Outcome
@@ -116,7 +116,7 @@ async def test_a_wrong_judgement_is_corrected_on_the_card_and_exported(
 async def test_a_press_that_could_not_be_stored_is_not_confirmed(
     called: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(event: Pressed, notice: str) -> None:
+    def away(event: Pressed, notice: str, asked: str) -> None:
         raise DatabaseUnavailable("away")
 
     monkeypatch.setattr(called.store, "press", away)
@@ -312,7 +312,7 @@ async def test_an_agent_who_fell_silent_hands_back_to_the_bot(waiting: House, cl
 
 async def test_what_is_set_to_zero_waits_for_ever(engine: Engine) -> None:
     settings = parse({"escalation": {"remind_minutes": 0, "apologise_minutes": 0, "idle_hours": 0}}, Secrets())
-    assert patience(settings) == {}
+    assert handoff_manners(settings).patience == {}
 
 
 # -- and back
