@@ -153,6 +153,21 @@ def escalations(config: Config = CONFIG) -> None:
     print_escalations(load_without_tokens(config), Console())
 
 
+@app.command()
+def stats(
+    days: Annotated[int, typer.Option(help="So many, up to now; 0 for everything.", min=0, max=36_500)] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with times in seconds.")] = False,
+    config: Config = CONFIG,
+) -> None:
+    """Show how the desk fared: what needed no human, how long customers waited, what they thought of it."""
+    from rich.console import Console
+
+    from bot.config import load_without_tokens
+    from bot.stats import print_stats
+
+    print_stats(load_without_tokens(config), days, as_json, Console())
+
+
 @export_app.command("labels")
 def export(
     file: Annotated[Path, typer.Argument(help="The CSV file to write.")] = Path("labels.csv"), config: Config = CONFIG

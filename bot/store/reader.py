@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Engine, func, select
+from sqlalchemy import ColumnElement, Engine, distinct, func, select
 from sqlalchemy.orm import Session
 
-from bot.conversation import Author, Escalation, Line
-from bot.messages import Address
+from bot.conversation import Author, Escalation, Line, Reason
+from bot.messages import Address, AgentAction, Rating
 from bot.store import rows
 from bot.store.jobs import JobKind, JobState
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
-from bot.store.values import Load, OutboundState, Trace
+from bot.store.values import Course, Load, OutboundState, Tally, Trace
 
 _BEGUN = (OutboundState.SENDING, OutboundState.UNKNOWN, OutboundState.SENT)
 
@@ -67,6 +67,20 @@ class Reader:
             found = select(MessageRow.text).where(MessageRow.corrected != 0).order_by(MessageRow.id)
             return list(session.scalars(found))
 
+    def tally(self, since: datetime) -> Tally:
+        """What happened from `since` on. Escalations that a customer had erased are left out: they soon are gone."""
+        with Session(self._engine) as session:
+            opened = (EscalationRow.opened_at >= since, EscalationRow.reason != Reason.ERASED)
+            called = select(EscalationRow.conversation_id).where(*opened)
+            each = func.count(distinct(MessageRow.conversation_id))
+            wrote = select(each, each.filter(MessageRow.conversation_id.not_in(called)))
+            wrote = wrote.where(MessageRow.author == Author.CUSTOMER, MessageRow.at >= since)
+            conversations, alone = session.execute(wrote).one()
+            rated = select(MessageRow.rating, func.count()).where(MessageRow.rating != "", MessageRow.at >= since)
+            thumbs = {Rating(rating): int(n) for rating, n in session.execute(rated.group_by(MessageRow.rating))}
+            courses = session.scalars(select(EscalationRow).where(*opened)).all()
+            return Tally(conversations, alone, thumbs, tuple(map(_course, courses)))
+
     def unreachable(self) -> dict[str, int]:
         """How many conversations nothing arrives in any more, by reason."""
         with Session(self._engine) as session:
@@ -101,3 +115,8 @@ class Reader:
                 rows.escalation(session, called) if called else None,
                 session.scalar(error.order_by(JobRow.id.desc())) or "",
             )
+
+
+def _course(row: EscalationRow) -> Course:
+    ended = AgentAction(row.ended) if row.ended else None
+    return Course(Reason(row.reason), row.opened_at, row.claimed_at, row.resolved_at, ended, row.score)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from bot.conversation import Call, Conversation, Escalation, Line, Outcome, Pace
-from bot.messages import Address, OutboundKind, OutboundMessage, Receipt, Sentiment
+from bot.conversation import Call, Conversation, Escalation, Line, Outcome, Pace, Reason
+from bot.messages import Address, AgentAction, OutboundKind, OutboundMessage, Rating, Receipt, Sentiment
 
 
 class OutboundState(StrEnum):
@@ -139,3 +139,28 @@ class Load:
     jobs: int
     oldest_job_s: float
     open_escalations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How one escalation went. `ended` is None while it is open, and where it ended without an agent's button."""
+
+    reason: Reason
+    opened_at: datetime
+    claimed_at: datetime | None
+    resolved_at: datetime | None
+    ended: AgentAction | None
+    score: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What happened since a moment, for `frontdesk stats`; names nobody.
+
+    `conversations` are those in which a customer wrote, `alone` those of them in which no escalation was opened.
+    """
+
+    conversations: int
+    alone: int
+    thumbs: dict[Rating, int]
+    courses: tuple[Course, ...]
