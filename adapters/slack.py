@@ -155,7 +155,7 @@ class SlackAdapter:
         """The answer to the slash command, which only who gave it sees."""
         words, place = str(body.get("text") or ""), Address(self.platform, account, ident(body, "channel_id"))
         try:
-            answer = await self._desk(words, place) if self._desk else ""
+            answer = await self._desk(words, place, "") if self._desk else ""
         except DatabaseUnavailable as error:
             answer = str(error)
         said = {"response_type": "ephemeral", "text": escape(answer)}
@@ -264,7 +264,7 @@ class SlackAdapter:
         if message.kind is OutboundKind.CARD:
             words = re.sub("^(.+)", r"*\1*", words, count=1)
         if message.edits:
-            if message.kind is not OutboundKind.CARD:  # a preview began it
+            if message.kind in (OutboundKind.REPLY, OutboundKind.NOTICE):  # a preview began it
                 await self._previews.stop(chat, message.edits, metadata=metadata)
             write = partial(self._client.chat_update, channel=chat, ts=message.edits, text=words)
         else:

@@ -57,6 +57,7 @@ def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str, agents: 
         kind=kind,
         reply_to=thread,
         answers=ident(event, "thread_ts"),
+        media=" ".join(filter(None, (_media(event), *_links(event)))),
     )
 
 
@@ -103,7 +104,9 @@ def _edited(event: Mapping[str, Any], account: str, bot_user_id: str) -> Edited 
     kind, words = _words(message, bot_user_id)
     if message.get("bot_id") or kind is not InboundKind.TEXT or not (words and channel and ts and when):
         return None
-    return Edited(Platform.SLACK, account, f"{channel}:{ts}:{when}", f"{channel}:{ts}", words)
+    return Edited(
+        Platform.SLACK, account, f"{channel}:{ts}:{when}", f"{channel}:{ts}", words, by=ident(message, "user")
+    )
 
 
 def _is_direct(event: Mapping[str, Any]) -> bool:
@@ -126,6 +129,13 @@ def _media(event: Mapping[str, Any]) -> str:
         return "attachment" if event.get("attachments") else ""  # a forwarded message
     first = files[0].get("mimetype") if isinstance(files[0], Mapping) else None
     return _MEDIA.get(str(first).partition("/")[0], "document")
+
+
+def _links(event: Mapping[str, Any]) -> list[str]:
+    """Where members of the workspace see the files."""
+    files = event.get("files")
+    found = [ident(each, "permalink") for each in files] if isinstance(files, list) else []
+    return [link for link in found if link.startswith("https://") and " " not in link]
 
 
 def plain(marked: str, bot_user_id: str) -> str:

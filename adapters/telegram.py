@@ -5,58 +5,58 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
-import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import httpx
 import structlog
 from telegram import (
+    BotCommandScope,
     BotCommandScopeAllGroupChats,
     BotCommandScopeAllPrivateChats,
+    BotCommandScopeChat,
     InlineKeyboardButton,
     InlineKeyboardMarkup,
     LinkPreviewOptions,
     ReplyParameters,
 )
-from telegram.constants import ChatAction, MessageLimit
+from telegram.constants import ChatAction, ForumTopicLimit, MessageLimit
 from telegram.error import (
     BadRequest,
-    ChatMigrated,
     Conflict,
-    Forbidden,
     InvalidToken,
-    NetworkError,
     RetryAfter,
     TelegramError,
 )
-from telegram.ext import ExtBot
-from telegram.request import HTTPXRequest
 
 from adapters.pace import Limit, Pace
-from adapters.telegram_updates import COMMANDS, GROUPS, IN_GROUPS, find_here, to_inbound
+from adapters.telegram_bot import REFUSED, UPDATES, Bot, delay, delivery_error, in_words
+from adapters.telegram_updates import (
+    COMMANDS,
+    DESK_COMMANDS,
+    IN_GROUPS,
+    Menus,
+    Question,
+    to_inbound,
+    to_question,
+)
 from adapters.text import split, utf16_length
 from bot.errors import (
-    ChatMoved,
     ConfigError,
     DatabaseUnavailable,
-    DeliveryError,
-    OutcomeUnknown,
+    FrontdeskError,
     RetryLater,
     Stopping,
-    Undeliverable,
 )
 from bot.messages import (
     DELIVERED,
     Address,
-    Check,
     Delivery,
+    Desk,
     Dropped,
     Event,
     Inbox,
@@ -75,17 +75,16 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-UPDATES = ["message", "edited_message", "callback_query"]
 HEARTBEAT_S = 60.0
 """Between two questions how the webhook fares."""
 POLL_S = 30
 """How long Telegram holds a poll open when there is nothing new."""
-SEND_S = 15.0
-"""How long a call may stay unanswered. Generous: giving up too early means not knowing whether a message arrived."""
 MAX_BACKOFF_S = 30.0
 CONFLICT_S = 30.0
 """Pause while somebody else receives this bot's updates: each poll of ours would cut theirs short."""
 STORE_RETRY_S = 1.0
+ANSWER_S = 60.0
+"""How long the answer to an agent's question may be put off; whoever still wants it then asks again."""
 MAX_TOAST = 200
 """Letters of what is told to whoever pressed a button."""
 OVERALL, IN_A_CHAT, IN_A_GROUP = Limit(30, 1.0), Limit(1, 1.0), Limit(20, 60.0)
@@ -98,16 +97,6 @@ TYPING_S = 3.0
 _PRIVATE, _GROUP_SCOPE = BotCommandScopeAllPrivateChats(), BotCommandScopeAllGroupChats()
 _PROOF = "x-telegram-bot-api-secret-token"
 """The header that shows that a post comes from Telegram."""
-_REFUSED = (
-    "Telegram refused the bot's token, it was revoked or mistyped: "
-    "copy the current one from @BotFather into FRONTDESK_TELEGRAM_TOKEN"
-)
-
-os.environ["PTB_TIMEDELTA"] = "true"  # else each flood limit prints a deprecation warning
-
-# httpx writes every URL at INFO, and the token is a part of it; ExtBot writes URLs and what people say at DEBUG
-for _name in ("httpx", "telegram.ext.ExtBot"):
-    logging.getLogger(_name).addFilter(lambda record: False)
 
 
 class TelegramAdapter:
@@ -116,13 +105,23 @@ class TelegramAdapter:
     platform = Platform.TELEGRAM
     asks_first = False  # the Bot API has no way to look for a message
 
-    def __init__(self, token: str, api_url: str, webhook: str = "") -> None:
-        self._bot = _Bot.at(token, api_url)
+    def __init__(
+        self,
+        token: str,
+        api_url: str,
+        webhook: str = "",
+        desk: Desk | None = None,
+        agents: str = "",
+    ) -> None:
+        """`desk` answers what is asked of it in `agents`, the chat of the cards, "" where they go elsewhere."""
+        self._desk, self._agents = desk, agents
+        self._bot = Bot.at(token, api_url)
         self._webhook, self._secret = webhook, secrets.token_urlsafe(32)
         self._inbox: Inbox | None = None
         self._pace = Pace()
         self._typing: dict[Address, float] = {}
-        self._noticing: set[asyncio.Task[None]] = set()
+        self._topics: dict[str, str] = {}
+        self._answering: set[asyncio.Task[None]] = set()
         self.last_contact: float | None = None
 
     async def run(self, inbox: Inbox) -> None:
@@ -132,6 +131,8 @@ class TelegramAdapter:
             await self._show_commands()
             await (self._listen(inbox) if self._webhook else self._poll(inbox))
         finally:
+            for answer in self._answering:
+                answer.cancel()
             await self._bot.shutdown()
 
     async def hear(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
@@ -146,8 +147,7 @@ class TelegramAdapter:
         except (ValueError, RecursionError):
             return 400, ""
         try:
-            words = await self._store(self._inbox, to_inbound(update, self._account, self._bot.username))
-            self._notice_press(update, words)
+            await self._take_in(self._inbox, update)
         except DatabaseUnavailable as error:
             log.error("cannot store, telegram keeps the messages", error=str(error))
             return 503, ""
@@ -163,8 +163,9 @@ class TelegramAdapter:
         if message.kind is OutboundKind.WITHDRAW:
             await self._once(self._bot.delete_message(message.address.chat, int(message.reply_to)))
             return Delivery(message.reply_to)
-        send = self._edit if message.edits else self._post
-        return Delivery(await self._once(send(message)))
+        if message.kind is OutboundKind.CARD:
+            return await self._show_card(message)
+        return Delivery(await self._once(self._edit(message) if message.edits else self._post(message)))
 
     async def preview(self, preview: Preview) -> str:
         """In a private chat the text so far, as a draft; until there is one, and elsewhere, "typing".
@@ -252,31 +253,67 @@ class TelegramAdapter:
         It may be lower than before: Telegram answers an offset that lies ahead of its numbers from the oldest update.
         """
         for update in updates:
-            event = to_inbound(update, self._account, self._bot.username)
             try:
-                words = await self._store(inbox, event)
+                stored = await self._take_in(inbox, update)
             except Stopping:
                 await asyncio.Event().wait()  # until cancelled: nothing more is accepted, replies still go out
             except DatabaseUnavailable as error:
                 log.error("cannot store, telegram keeps the messages", error=str(error))
                 return cursor
-            self._notice_press(update, words)
-            cursor = cursor if event.cursor is None else event.cursor
+            cursor = cursor if stored is None else stored
         return cursor
+
+    async def _take_in(self, inbox: Inbox, update: object) -> int | None:
+        """Store an update, then answer whoever waits for it. Returns its update_id. Raises DatabaseUnavailable."""
+        question = to_question(update, self._account, self._bot.username, self._agents)
+        if question and (desk := self._desk):
+            event: Event = Dropped(self.platform, self._account, "asked of the desk", cursor=question.cursor)
+            await self._store(inbox, event)
+            self._beside(self._answer(desk, question))
+        else:
+            event = to_inbound(update, self._account, self._bot.username, self._agents)
+            self._notice_press(update, await self._store(inbox, event))
+        return event.cursor
+
+    async def _answer(self, desk: Desk, question: Question) -> None:
+        latest = time.monotonic() + ANSWER_S
+        try:
+            for part in self.split(await desk(question.words, question.place, question.language)):
+                number, kind, reply_to = secrets.token_hex(16), OutboundKind.NOTICE, question.reply_to
+                await self._send_by(OutboundMessage(number, kind, question.place, part, reply_to), latest)
+        except Exception as error:  # a bug's own words may hold what somebody wrote
+            words = str(error) if isinstance(error, FrontdeskError) else type(error).__name__
+            log.warning("an agent's question was not answered", error=words)
+
+    async def _send_by(self, message: OutboundMessage, latest: float) -> None:
+        """Send, waiting out named delays that end by `latest` (of time.monotonic()). Raises DeliveryError."""
+        while True:
+            try:
+                await self.send(message)
+            except RetryLater as error:
+                if error.after is None or time.monotonic() + error.after > latest:
+                    raise
+                await asyncio.sleep(error.after)
+            else:
+                return
+
+    def _beside(self, answer: Coroutine[Any, Any, None]) -> None:
+        """Let it go out while updates are taken on."""
+        task = asyncio.create_task(answer)
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     def _notice_press(self, update: Any, words: str) -> None:
         """Who pressed a button waits, with a spinning wheel, for us to say that we noticed."""
         pressed = update.get("callback_query") if isinstance(update, dict) else None
         if isinstance(pressed, dict) and isinstance(pressed.get("id"), str):
-            task = asyncio.create_task(self._noticed(pressed["id"], words))
-            self._noticing.add(task)
-            task.add_done_callback(self._noticing.discard)
+            self._beside(self._noticed(pressed["id"], words))
 
     async def _noticed(self, query: str, words: str) -> None:
         try:
             await self._bot.answer_callback_query(query, words[:MAX_TOAST], show_alert=len(words) > 1)
         except TelegramError as error:  # too late, or Telegram is away: the wheel stops by itself
-            log.debug("a button's press was not answered", error=_words(error))
+            log.debug("a button's press was not answered", error=in_words(error))
 
     async def _store(self, inbox: Inbox, event: Event) -> str:
         """Returns what to tell whoever pressed a button."""
@@ -306,7 +343,7 @@ class TelegramAdapter:
             try:
                 result = await call()
             except InvalidToken:
-                raise ConfigError(_REFUSED) from None
+                raise ConfigError(REFUSED) from None
             except TelegramError as error:
                 await self._pause(error, attempt)
                 attempt += 1
@@ -315,22 +352,26 @@ class TelegramAdapter:
                 return result
 
     async def _pause(self, error: TelegramError, attempt: int) -> None:
-        seconds, words = min(2.0 ** min(attempt, 10), MAX_BACKOFF_S), _words(error)
+        seconds, words = min(2.0 ** min(attempt, 10), MAX_BACKOFF_S), in_words(error)
         if isinstance(error, Conflict):
             seconds = CONFLICT_S
             log.error("telegram gives this bot's messages to another program: stop it", error=words, seconds=seconds)
         else:
-            seconds = _delay(error) if isinstance(error, RetryAfter) else seconds
+            seconds = delay(error) if isinstance(error, RetryAfter) else seconds
             log.warning("telegram does not answer, trying again", error=words, seconds=seconds)
         await asyncio.sleep(seconds)
 
     async def _show_commands(self) -> None:
+        in_groups = {language: {name: menu[name] for name in IN_GROUPS} for language, menu in COMMANDS.items()}
+        menus: list[tuple[BotCommandScope, Menus]] = [(_PRIVATE, COMMANDS), (_GROUP_SCOPE, in_groups)]
+        if re.fullmatch("-?[0-9]+", self._agents):  # the settings take anything, the library only numbers
+            menus.append((BotCommandScopeChat(self._agents), DESK_COMMANDS))
         try:
-            for language, commands in COMMANDS.items():
-                for scope, menu in ((_PRIVATE, commands), (_GROUP_SCOPE, {name: commands[name] for name in IN_GROUPS})):
+            for scope, languages in menus:
+                for language, menu in languages.items():
                     await self._bot.set_my_commands(list(menu.items()), scope, language)
         except TelegramError as error:  # a menu is a convenience
-            log.warning("the command menu is not set", error=_words(error))
+            log.warning("the command menu is not set", error=in_words(error))
 
     @property
     def _account(self) -> str:
@@ -342,20 +383,64 @@ class TelegramAdapter:
         try:
             result = await call
         except TelegramError as error:
-            raise _delivery_error(error) from None
+            raise delivery_error(error) from None
         self.last_contact = time.time()
         return result
 
+    async def _show_card(self, message: OutboundMessage) -> Delivery:
+        """A new one gets a topic of its own, where the group has topics; with its escalation, that is closed."""
+        address = message.address
+        if not message.edits and not message.over:
+            if message.id not in self._topics:  # of an attempt whose card did not arrive
+                self._topics[message.id] = await self._once(self._open_topic(message))
+            address = replace(address, thread=self._topics[message.id])
+        message = replace(message, address=address)
+        sent = await self._once(self._edit(message) if message.edits else self._post(message))
+        self._topics.pop(message.id, None)
+        if message.over and address.thread:
+            await self._close_topic(address)
+        return Delivery(sent, address.thread)
+
+    async def _open_topic(self, message: OutboundMessage) -> str:
+        """The id of a new topic; "" where the group has none, or the bot may not open any."""
+        chat, title = message.address.chat, message.text.partition("\n")[0]
+        if not (await self._bot.ask("getChat", chat_id=chat)).get("is_forum"):
+            return ""
+        try:
+            name = _encodable(title)[: ForumTopicLimit.MAX_NAME_LENGTH]
+            topic = await self._bot.ask("createForumTopic", chat_id=chat, name=name)
+        except BadRequest as error:
+            log.warning("no topic for this escalation: let the bot manage topics", error=in_words(error))
+            return ""
+        return str(topic.get("message_thread_id", ""))
+
+    async def _close_topic(self, address: Address) -> None:
+        try:
+            await self._bot.close_forum_topic(address.chat, int(address.thread))
+        except TelegramError as error:  # closed already, or deleted
+            log.debug("a topic was not closed", error=in_words(error))
+
     async def _post(self, message: OutboundMessage) -> str:
         reply_to, address = _number(message.reply_to), message.address
-        sent = await self._bot.send_message(
-            address.chat,
-            _encodable(message.text),
-            message_thread_id=_number(address.thread),
-            reply_parameters=ReplyParameters(reply_to, allow_sending_without_reply=True) if reply_to else None,
-            link_preview_options=LinkPreviewOptions(is_disabled=True),
-            reply_markup=_keyboard(message),
-        )
+        where: dict[str, Any] = {
+            "message_thread_id": _number(address.thread),
+            "reply_parameters": ReplyParameters(reply_to, allow_sending_without_reply=True) if reply_to else None,
+        }
+        try:
+            if message.copies:
+                chat, _, number = message.copies.rpartition(":")
+                return str((await self._bot.copy_message(address.chat, chat, int(number), **where)).message_id)
+            sent = await self._bot.send_message(
+                address.chat,
+                _encodable(message.text),
+                link_preview_options=LinkPreviewOptions(is_disabled=True),
+                reply_markup=_keyboard(message),
+                **where,
+            )
+        except BadRequest as error:
+            if not (message.kind is OutboundKind.RELAY and address.thread and "thread not found" in error.message):
+                raise
+            return await self._post(replace(message, address=replace(address, thread="")))  # agents deleted the topic
         return str(sent.message_id)
 
     async def _react(self, message: OutboundMessage) -> str:
@@ -365,11 +450,15 @@ class TelegramAdapter:
         return message.reply_to
 
     async def _edit(self, message: OutboundMessage) -> str:
+        chat, number, text = message.address.chat, int(message.edits), _encodable(message.text)
         try:
+            if message.copies:
+                await self._bot.edit_message_caption(chat, number, caption=text)
+                return message.edits
             await self._bot.edit_message_text(
-                _encodable(message.text),
-                message.address.chat,
-                int(message.edits),
+                text,
+                chat,
+                number,
                 link_preview_options=LinkPreviewOptions(is_disabled=True),
                 reply_markup=_keyboard(message),
             )
@@ -405,158 +494,3 @@ def _number(text: str) -> int | None:
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would fail inside the HTTP client
-
-
-# -- what errors mean ------------------------------------------------------------------------------
-
-_ANY_TOKEN = re.compile(r"\d{5,}:[\w-]{8,}", re.ASCII)
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-
-
-def _delivery_error(error: TelegramError) -> DeliveryError:
-    words = _words(error)
-    if isinstance(error, RetryAfter):
-        return RetryLater(words, _delay(error))
-    if isinstance(error, ChatMigrated):
-        return ChatMoved(f"the group became a supergroup, its id is {error.new_chat_id} now", str(error.new_chat_id))
-    if isinstance(error, Forbidden | BadRequest | InvalidToken):
-        return Undeliverable(words)
-    return RetryLater(words) if _left_nothing(error) else OutcomeUnknown(words)
-
-
-def _left_nothing(error: TelegramError) -> bool:
-    """Whether the message cannot have arrived: the request never left, or a server said that it failed.
-
-    Telegram's outages are minutes of 500 and 502: taken for "unknown", they would use up the one resend that is allowed
-    and lose the message. A 504 is a gateway that waited in vain for an answer, as a read timeout is.
-    """
-    cause = error.__cause__
-    answered = isinstance(error, NetworkError) and (cause is None or isinstance(cause, TelegramError))
-    return isinstance(cause, _NOT_SENT) or (answered and "Gateway Time" not in error.message)
-
-
-def _words(error: TelegramError) -> str:
-    """What happened, in Telegram's words where there are any; no token, no URL, nothing that somebody wrote."""
-    if isinstance(error, InvalidToken):
-        return _REFUSED
-    if error.message.startswith("Unknown error in HTTP implementation"):
-        return f"the request failed: {type(error.__cause__).__name__}"
-    return _ANY_TOKEN.sub("[token]", error.message.partition(". Parsing the server response")[0])[:300]
-
-
-def _delay(error: RetryAfter) -> float:
-    after = error.retry_after
-    return after.total_seconds() if isinstance(after, timedelta) else float(after)
-
-
-# -- the client ------------------------------------------------------------------------------------
-
-
-_FOREIGN = "the answer is not Telegram's"
-
-
-class _Request(HTTPXRequest):
-    @staticmethod
-    def parse_json_payload(payload: bytes) -> dict[str, Any]:
-        """As the original, without logging an answer that cannot be read: it may hold what customers wrote."""
-        try:
-            answer = json.loads(payload.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict) or not ("result" in answer or answer.get("ok") is False):
-            raise TelegramError(_FOREIGN)
-        return answer
-
-
-class _Bot(ExtBot[None]):
-    """The library's client, and updates as they came: parsed, one that the library cannot read loses the batch."""
-
-    @classmethod
-    def at(cls, token: str, api_url: str) -> _Bot:
-        """Polls have connections of their own, so that no send waits behind one."""
-        return cls(
-            token,
-            f"{api_url.rstrip('/')}/bot",
-            request=_Request(32, read_timeout=SEND_S, write_timeout=SEND_S, pool_timeout=SEND_S),
-            get_updates_request=_Request(2, pool_timeout=SEND_S),
-        )
-
-    async def raw_updates(self, offset: int | None, wait_s: int) -> list[object]:
-        """Updates from `offset` on, which confirms all before it. Raises TelegramError."""
-        question = {"offset": offset, "timeout": wait_s, "allowed_updates": UPDATES}
-        updates = await self._post("getUpdates", question, read_timeout=wait_s + SEND_S)
-        if not isinstance(updates, list):
-            raise TelegramError(_FOREIGN)
-        return updates
-
-    async def ask(self, method: str, **parameters: object) -> Mapping[str, Any]:
-        """The bare answer of a method that gives an object. Raises TelegramError."""
-        answer = await self._post(method, parameters)
-        if not isinstance(answer, Mapping):
-            raise TelegramError(_FOREIGN)
-        return answer
-
-
-# -- set-up ----------------------------------------------------------------------------------------
-
-_TOKEN, _GROUP = "Telegram token", "Telegram escalation group"
-_MAX_BATCH = 100
-"""What getUpdates gives at most."""
-
-
-async def check(token: str, api_url: str, escalation_chat: str | None) -> list[Check]:
-    """Whether Telegram takes the token, and whether the bot may post in the escalation group."""
-    try:
-        async with _Bot.at(token, api_url) as bot:
-            found = [Check(_TOKEN, True, f"@{bot.username}")]
-            return [*found, await _check_group(bot, escalation_chat)] if escalation_chat else found
-    except TelegramError as error:
-        return [Check(_TOKEN, False, _words(error))]
-
-
-async def _check_group(bot: _Bot, chat_id: str) -> Check:
-    try:
-        chat = await bot.ask("getChat", chat_id=chat_id)
-        if chat.get("type") not in GROUPS:
-            return Check(_GROUP, False, f"{chat_id} is a {chat.get('type')} chat: escalation.channel needs a group")
-        member = await bot.ask("getChatMember", chat_id=chat_id, user_id=bot.id)
-    except TelegramError as error:
-        return Check(_GROUP, False, f"{_words(error)}: is the bot in the group, and is {chat_id} its id?")
-    title, status = chat.get("title", chat_id), member.get("status")
-    if status in ("left", "kicked"):
-        return Check(_GROUP, False, f'the bot is not in "{title}": add it there')
-    rights = {"restricted": member, "member": chat.get("permissions", {})}.get(str(status), {})
-    if not rights.get("can_send_messages", True):
-        return Check(_GROUP, False, f'the bot may not write in "{title}": make it an administrator')
-    return Check(_GROUP, True, title)
-
-
-async def find_group(token: str, api_url: str, timeout_s: float) -> tuple[str, str]:
-    """Wait until somebody writes /here in a group with the bot. Returns the group's id and title.
-
-    Nothing is confirmed: whatever customers wrote in the meantime is still there for `frontdesk run`.
-    Raises ConfigError.
-    """
-    try:
-        async with asyncio.timeout(timeout_s), _Bot.at(token, api_url) as bot:
-            await bot.delete_webhook()
-            return await _wait_for_here(bot)
-    except TimeoutError:
-        raise ConfigError(
-            f"nobody wrote /here within {timeout_s:.0f} s: add the bot to the group, write /here there, try again"
-        ) from None
-    except TelegramError as error:
-        raise ConfigError(f"Telegram did not let us look for /here: {_words(error)}") from None
-
-
-async def _wait_for_here(bot: _Bot) -> tuple[str, str]:
-    while True:
-        updates = await bot.raw_updates(None, 10)
-        if found := find_here(updates, bot.username):
-            return found
-        if len(updates) >= _MAX_BATCH:
-            raise ConfigError(
-                "too many messages wait for the bot to see a /here behind them: "
-                "let `frontdesk run` answer them first, then try again"
-            )
-        await asyncio.sleep(1 if updates else 0)  # what waits there comes back at once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from bot.messages import (
     MAX_ARGUMENT,
@@ -25,7 +26,9 @@ from bot.messages import (
     read_score,
 )
 
-COMMANDS: Mapping[str | None, Mapping[str, str]] = {
+Menus = Mapping[str | None, Mapping[str, str]]
+"""What each command does, by language code; None is for every other language."""
+COMMANDS: Menus = {
     None: {
         "start": "Say hello",
         "help": "What I can do",
@@ -43,9 +46,14 @@ COMMANDS: Mapping[str | None, Mapping[str, str]] = {
         "forget": "删除我的记录",
     },
 }
-"""The menu, by language code; None is for every other language."""
+"""What customers can ask."""
 IN_GROUPS = ("help", "human", "status")
 """Of these, what the menu offers in a group; the others work there all the same."""
+DESK_COMMANDS: Menus = {
+    None: {"open": "Who waits for a colleague", "status": "How the desk fares", "help": "What I answer here"},
+    "zh": {"open": "谁在等同事", "status": "当前状况", "help": "这里能用的命令"},
+}
+"""What agents can ask of the desk itself, in their group."""
 _HERE = "here"
 """The command that shows us the escalation group."""
 _COMMAND = re.compile(r"/(\w{1,32})(?:@(\w+))?(?:\s|$)", re.ASCII)
@@ -62,8 +70,33 @@ _MEDIA = (
 """The more telling name first: an animation comes as a document too, a venue as a location, a live photo as a photo."""
 
 
-def to_inbound(update: object, account: str, bot_username: str) -> Event:
-    """One element of getUpdates, whatever it holds; never raises.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the desk itself, by somebody whose platform speaks `language`; the answer goes to `place`, under
+    the message `reply_to`."""
+
+    words: str
+    language: str
+    place: Address
+    reply_to: str
+    cursor: int | None
+
+
+def to_question(update: object, account: str, bot_username: str, agents: str) -> Question | None:
+    """The command of the desk's that is written in the chat `agents`; None for any other update. Never raises."""
+    message = _table(update, "message")
+    chat, (name, target) = str(_whole(_table(message, "chat"), "id")), _command(message)
+    if _unusable(update, message) or chat != agents or name not in DESK_COMMANDS[None]:
+        return None
+    if target not in ("", bot_username.lower()):
+        return None
+    place = Address(Platform.TELEGRAM, account, chat, _thread(message))
+    message_id, cursor = str(_whole(message, "message_id")), _whole(update, "update_id")
+    return Question(name, _customer(_table(message, "from")).language, place, message_id, cursor)
+
+
+def to_inbound(update: object, account: str, bot_username: str, agents: str = "") -> Event:
+    """One element of getUpdates, whatever it holds; never raises. In the chat `agents` all is read that is in a topic.
 
     The event is named by chat and message, not by update_id: Telegram starts again at a random update_id after a quiet
     week, and a number met twice would look like a redelivery. `cursor` is the update_id, None only when there is none.
@@ -76,7 +109,7 @@ def to_inbound(update: object, account: str, bot_username: str) -> Event:
     old, new = _whole(_table(message, "chat"), "id"), _whole(message, "migrate_to_chat_id")
     if cursor is not None and old is not None and new is not None:
         return Moved(Platform.TELEGRAM, account, str(old), str(new), cursor)
-    reason = _unusable(update, message) or ("" if edited else _not_for_us(message, account, bot_username))
+    reason = _unusable(update, message) or ("" if edited else _not_for_us(message, account, bot_username, agents))
     if reason:
         return Dropped(Platform.TELEGRAM, account, reason, cursor=cursor)
     chat, message_id = str(_whole(_table(message, "chat"), "id")), str(_whole(message, "message_id"))
@@ -85,7 +118,8 @@ def to_inbound(update: object, account: str, bot_username: str) -> Event:
         if kind is not InboundKind.TEXT:  # a command means what it meant; a live location moves
             return Dropped(Platform.TELEGRAM, account, "edited, not in words", cursor=cursor)
         original, when = f"{chat}:{message_id}", _whole(message, "edit_date")
-        return Edited(Platform.TELEGRAM, account, f"{original}:{when}", original, text, cursor)
+        by = _customer(_table(message, "from")).id
+        return Edited(Platform.TELEGRAM, account, f"{original}:{when}", original, text, cursor, by)
     return InboundMessage(
         address=Address(Platform.TELEGRAM, account, chat, _thread(message)),
         customer=_customer(_table(message, "from")),
@@ -95,6 +129,7 @@ def to_inbound(update: object, account: str, bot_username: str) -> Event:
         reply_to=message_id if _in_group(message) else "",
         cursor=cursor,
         answers=str(_whole(_table(message, "reply_to_message"), "message_id") or ""),
+        media=_media(message),
     )
 
 
@@ -138,7 +173,7 @@ def _unusable(update: object, message: Mapping[str, object]) -> str:
     return ""
 
 
-def _not_for_us(message: Mapping[str, object], account: str, username: str) -> str:
+def _not_for_us(message: Mapping[str, object], account: str, username: str, agents: str) -> str:
     name, target = _command(message)
     if target and target != username.lower():
         return "command for another bot"
@@ -148,6 +183,8 @@ def _not_for_us(message: Mapping[str, object], account: str, username: str) -> s
         return ""
     if name == _HERE:
         return "set-up command"
+    if _thread(message) and str(_whole(_table(message, "chat"), "id")) == agents:
+        return ""
     ours = target or name in COMMANDS[None] or _mentions(message, username) or _answers(message, account)
     return "" if ours else "not addressed to the bot"
 
@@ -160,7 +197,11 @@ def _content(message: Mapping[str, object]) -> tuple[InboundKind, str]:
     words = _string(message, "text") or _string(message, "caption")
     if words:
         return InboundKind.TEXT, words
-    return InboundKind.MEDIA, next((kind for kind in _MEDIA if message.get(kind)), "")
+    return InboundKind.MEDIA, _media(message)
+
+
+def _media(message: Mapping[str, object]) -> str:
+    return next((kind for kind in _MEDIA if message.get(kind)), "")
 
 
 def _command(message: Mapping[str, object]) -> tuple[str, str]:

@@ -229,15 +229,14 @@ def _platforms(settings: Settings, history: History, desk: Desk) -> Iterator[Ada
         from adapters.telegram import TelegramAdapter
 
         token, telegram = secrets.telegram_token.get_secret_value(), settings.telegram
-        yield TelegramAdapter(token, telegram.api_url, telegram.webhook)
+        chat = _agents_chat(settings, Platform.TELEGRAM)
+        yield TelegramAdapter(token, telegram.api_url, telegram.webhook, desk, chat)
     if settings.slack.enabled:
         from adapters.slack import SlackAdapter
 
         tokens = secrets.slack_bot_token.get_secret_value(), secrets.slack_app_token.get_secret_value()
         signing = secrets.slack_signing_secret.get_secret_value() if settings.slack.webhook else ""
-        agents = cards_to(settings)
-        channel = agents.chat if agents is not None and agents.platform is Platform.SLACK else ""
-        yield SlackAdapter(*tokens, settings.slack.api_url, signing, desk, channel)
+        yield SlackAdapter(*tokens, settings.slack.api_url, signing, desk, _agents_chat(settings, Platform.SLACK))
     if settings.web.enabled:
         try:
             from adapters.web import WebAdapter
@@ -265,6 +264,12 @@ def cards_to(settings: Settings) -> Address | None:
     """Where escalation cards go."""
     platform, _, chat = settings.escalation.channel.partition(":")
     return Address(Platform(platform), "", chat) if platform else None
+
+
+def _agents_chat(settings: Settings, platform: Platform) -> str:
+    """The chat of the cards where it is on `platform`, else ""."""
+    agents = cards_to(settings)
+    return agents.chat if agents is not None and agents.platform is platform else ""
 
 
 def manners(settings: Settings) -> Manners:

@@ -78,7 +78,8 @@ class Line:
     """One line of the history.
 
     `sentiment` is None for what was never judged, `outcome` for what still waits, `rating` for what nobody rated.
-    `cut`: the end is missing. `corrected`: an agent said that it is not negative, whatever the model thought.
+    `cut`: the end is missing. `corrected`: an agent said that it is not negative, whatever the model thought. `media`:
+    InboundMessage has it.
     """
 
     id: int
@@ -92,6 +93,7 @@ class Line:
     rating: Rating | None = None
     cut: bool = False
     corrected: bool = False
+    media: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import structlog
 
 from bot.errors import ChatMoved, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.escalate import CardWriter
-from bot.messages import Adapter, Delivery, Moved, OutboundMessage, Platform, Preview
+from bot.messages import Adapter, Delivery, Moved, OutboundKind, OutboundMessage, Platform, Preview
 from bot.metrics import Metrics
 from bot.store.database import Writer
 from bot.store.jobs import Claim
@@ -92,13 +92,14 @@ class Deliverer:
             message = replace(message, rateable=False)
         if sending.escalation is not None:
             escalation = sending.escalation
-            message = replace(message, text=self._cards.text(escalation), buttons=self._cards.buttons(escalation))
+            text, buttons = self._cards.text(escalation), self._cards.buttons(escalation)
+            message = replace(message, text=text, buttons=buttons, over=escalation.resolved_at is not None)
         try:
             return await adapter.send(message)
         except Undeliverable:
             if not message.edits:
                 raise
-            return await adapter.send(replace(message, edits=""))  # the old card is gone: post a new one
+            return await adapter.send(_anew(message))
 
     async def _wait(self, claim: Claim, sending: Sending, error: RetryLater) -> None:
         if self._now() - sending.created_at > PATIENCE:
@@ -125,6 +126,12 @@ class Deliverer:
         self._metrics.delivery(message.address.platform, result)
         if result == "sent":
             log.info("sent", kind=message.kind)
+
+
+def _anew(message: OutboundMessage) -> OutboundMessage:
+    """What it was to replace is gone, and with a card the place that was opened for it."""
+    address = replace(message.address, thread="") if message.kind is OutboundKind.CARD else message.address
+    return replace(message, edits="", address=address)
 
 
 class Progress:

@@ -117,7 +117,7 @@ def _telegram(settings: Settings) -> list[Check]:
     token = settings.secrets.telegram_token.get_secret_value()
     if not (settings.telegram.enabled and token):
         return []
-    from adapters.telegram import check
+    from adapters.telegram_setup import check
 
     return _asked("telegram", check(token, settings.telegram.api_url, _chat(settings, Platform.TELEGRAM)))
 

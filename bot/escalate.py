@@ -119,16 +119,16 @@ class Desk:
         self._writer = writer
         self._agents = agents
 
-    async def __call__(self, words: str, place: Address) -> str:
+    async def __call__(self, words: str, place: Address, code: str = "") -> str:
         """The answer to "", "help", "status" or "open" asked in a place. Raises DatabaseUnavailable."""
-        language = language_of(words, "")
+        language = language_of("" if words.isascii() else words, code)  # "open" is said in every language
         match words.strip().lower():
             case "status":
                 load = await self._writer(self._reader.load)
                 return say("desk_status", language, calls=load.open_escalations, jobs=load.jobs)
             case "open":
                 return await self._open(language, place)
-        return say("desk_help", language)
+        return say(f"desk_help_{place.platform}", language)
 
     async def _open(self, language: str, place: Address) -> str:
         if self._agents is None or not self._agents.is_chat(place.platform, place.chat):
@@ -162,10 +162,13 @@ def _at(time: datetime) -> str:
 def _quote(line: Line, most: int | None = MAX_QUOTE) -> str:
     """Folded and cut to `most` characters, None for neither."""
     text = " ".join(line.text.split()) if most else line.text
+    kind, _, links = (line.media or line.text).partition(" ")
     if line.kind is InboundKind.COMMAND:
         text = f"/{text}"
     elif line.kind is InboundKind.MEDIA:
-        text = f"[{text}]"
+        text = f"[{kind}] {links}".strip()
+    elif line.media:
+        text = " ".join(filter(None, (f"[{kind}]", links, text)))
     elif line.kind is InboundKind.EDIT:
         text = f"✏️ {text}"
     return text if not most or len(text) <= most else f"{text[: most - 1]}…"

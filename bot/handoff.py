@@ -14,7 +14,7 @@ from bot.conversation import Overdue
 from bot.errors import DeliveryError
 from bot.escalate import CardWriter
 from bot.hours import Hours
-from bot.messages import Adapter, Address, AgentAction, InboundKind, InboundMessage, Platform, Pressed, Receipt
+from bot.messages import Adapter, Address, AgentAction, Edited, InboundKind, InboundMessage, Platform, Pressed, Receipt
 from bot.store.database import Writer
 from bot.store.store import Clock, Store, utc_now
 from bot.store.values import Heard, Pressing
@@ -156,13 +156,22 @@ class Handoff:
 
     async def hear(self, message: InboundMessage) -> Receipt:
         """Pass on what the claimer of a conversation writes in its thread. Raises DatabaseUnavailable."""
-        if message.kind is not InboundKind.TEXT or message.text.startswith(NOTE) or not message.answers:
+        placed = message.answers or message.address.thread
+        if message.kind is InboundKind.COMMAND or message.text.startswith(NOTE) or not placed:
             return Receipt.DROPPED
         if not await self._members.holds(message.customer.id):
             return Receipt.DROPPED
         language = language_of(message.text, message.customer.language)
         told = say("claim_first", language, name=message.customer.name or message.customer.id)
-        heard = await self._writer(self._store.hear_agent, message, told)
+        heard = await self._writer(self._store.hear_agent, message, told, say("media_across", language))
         log.info("heard among the agents", result=heard)
         self._on_change()
         return {Heard.RELAYED: Receipt.ACCEPTED, Heard.DUPLICATE: Receipt.DUPLICATE}.get(heard, Receipt.DROPPED)
+
+    async def edit(self, event: Edited) -> Receipt:
+        """Pass on that an agent's message says something else now. Raises DatabaseUnavailable."""
+        if event.text.startswith(NOTE) or not await self._members.holds(event.by):
+            return Receipt.DROPPED
+        passed_on = await self._writer(self._store.edit_agent, event)
+        self._on_change()
+        return Receipt.ACCEPTED if passed_on else Receipt.DROPPED

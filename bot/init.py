@@ -116,7 +116,7 @@ def _ask_telegram(setup: Setup) -> None:
     if not _wants(setup, Platform.TELEGRAM):
         return
     typer.echo("In a chat with @BotFather, /newbot makes a bot and gives you its token.")
-    from adapters.telegram import check
+    from adapters.telegram_setup import check
 
     url = setup.settings.telegram.api_url
     _connect(setup, Platform.TELEGRAM, {"telegram_token": "Token"}, lambda token: check(token, url, ""))
@@ -180,10 +180,11 @@ def _channels(setup: Setup) -> Iterable[tuple[str, Callable[[], str | None]]]:
 
 
 def _find_group(setup: Setup) -> str | None:
-    from adapters.telegram import check, find_group
+    from adapters.telegram_setup import check, find_group
 
     token, url = setup.token("telegram_token"), setup.settings.telegram.api_url
-    typer.echo("Make a group of your staff, add the bot to it, and write /here in the group. Waiting two minutes ...")
+    typer.echo("Make a group of your staff, add the bot to it, make it an administrator, and write /here in the group.")
+    typer.echo("Waiting two minutes ...")
     try:
         chat, title = asyncio.run(find_group(token, url, FIND_GROUP_S))
     except FrontdeskError as error:

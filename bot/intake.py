@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 # controls that make a text read otherwise than it is. Tab and newline stay; so do joiners, which emoji need.
 _UNWANTED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 
+MAX_MEDIA = 1_000
+"""Characters of what media are called, links to them among it."""
+
 
 def clean(text: str, max_chars: int) -> str:
     """Text that any database stores and any terminal shows: no lone surrogates, controls, or more than `max_chars`."""
@@ -123,17 +126,24 @@ class Intake:
         return words
 
     async def _hear_agent(self, handoff: Handoff, message: InboundMessage) -> Receipt:
-        receipt = await handoff.hear(message)
+        address = message.address
+        return await self._passed_on(
+            await handoff.hear(message), Dropped(address.platform, address.account, "", cursor=message.cursor)
+        )
+
+    async def _passed_on(self, receipt: Receipt, event: Edited | Dropped) -> Receipt:
         if receipt is Receipt.DROPPED:
-            address = message.address
-            return await self._drop(Dropped(address.platform, address.account, "among agents", cursor=message.cursor))
+            await self._drop(Dropped(event.platform, event.account, "among agents", cursor=event.cursor))
         return receipt
 
     async def _edit(self, event: Edited) -> Receipt:
         text = clean(event.text, self._max_chars)
         if not text:
             return await self._drop(Dropped(event.platform, event.account, "edited away", cursor=event.cursor))
-        edited = await self._writer(self._store.edit, replace(event, text=text))
+        event = replace(event, text=text)
+        if self._handoff and self._handoff.is_here(event.platform, event.of.rpartition(":")[0]):
+            return await self._passed_on(await self._handoff.edit(event), event)
+        edited = await self._writer(self._store.edit, event)
         self._metrics.accepted(event.platform, edited.receipt)
         log.info(
             "edited",
@@ -185,4 +195,5 @@ class Intake:
         customer = replace(message.customer, name=name, language=clean(message.customer.language, 35))
         text = clean(message.text, self._max_chars + 1)
         kept = text[: self._max_chars].rstrip()
-        return replace(message, customer=customer, text=kept, cut=len(text) > self._max_chars)
+        cut, media = len(text) > self._max_chars, clean(message.media, MAX_MEDIA)
+        return replace(message, customer=customer, text=kept, cut=cut, media=media)

@@ -71,7 +71,8 @@ class InboundMessage:
     handle for where the answer goes (a message id, a thread ts), "" when the chat is enough.
     `cursor` is the platform's position to store together with this event (Telegram's update_id).
     `cut`: the end of a text that was too long is missing. `answers` is the platform's id of the message that this one
-    answers, "" for none.
+    answers, "" for none. `media` names what came besides words or instead of them, "" for nothing: its kind, and links
+    to it where the platform has any ("photo https://...").
     """
 
     address: Address
@@ -83,11 +84,13 @@ class InboundMessage:
     cursor: int | None = None
     cut: bool = False
     answers: str = ""
+    media: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """What a message says now. `of` is the event_id it was received under, `event_id` this edit's own."""
+    """What a message says now. `of` is the event_id it was received under, `event_id` this edit's own, `by` the id of
+    its writer."""
 
     platform: Platform
     account: str
@@ -95,6 +98,7 @@ class Edited:
     of: str
     text: str
     cursor: int | None = None
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,10 @@ class OutboundKind(StrEnum):
     WITHDRAW = "withdraw"  # takes a RELAY back, which `reply_to` names
 
 
+COPYING = frozenset({Platform.TELEGRAM})
+"""Platforms that send a message again, whatever it holds, by naming it."""
+WITH_BUTTONS = frozenset({Platform.TELEGRAM, Platform.SLACK})
+"""Platforms that show buttons under what we say."""
 DELIVERED, NOT_DELIVERED = "delivered", "not delivered"
 """The texts of a MARK."""
 
@@ -219,7 +227,8 @@ class OutboundMessage:
     replaces in place ("" for a new one). `maybe_sent` says that an earlier attempt ended without an
     answer: ask the platform first where it can be asked. `rateable`: it goes out with a thumb up and
     a thumb down, which come back as Rated; `buttons` come back as Pressed or Scored. A MARK is no message: `text`
-    is "delivered" or not, `reply_to` the message it is put to.
+    is "delivered" or not, `reply_to` the message it is put to. `copies` is the event_id of a message that is sent
+    again, whatever it holds, in place of the text. `over`: the escalation of a card has ended.
     """
 
     id: str
@@ -231,13 +240,16 @@ class OutboundMessage:
     maybe_sent: bool = False
     rateable: bool = False
     buttons: tuple[Button, ...] = ()
+    copies: str = ""
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Proof of arrival: the platform's own id of the message."""
+    """Proof of arrival: the platform's own id of the message, and of the place that was opened for it, "" for none."""
 
     platform_id: str
+    thread: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,8 +323,9 @@ def read_rating(token: str) -> tuple[Rating, str] | None:
     return (Rating(found[1]), found[2]) if found else None
 
 
-Desk = Callable[[str, Address], Awaitable[str]]
-"""What staff ask of frontdesk itself, and where they ask it; gives the answer. Raises DatabaseUnavailable."""
+Desk = Callable[[str, Address, str], Awaitable[str]]
+"""What staff ask of frontdesk itself, where, and in which language of the platform's ("" when unknown); gives the
+answer. Raises DatabaseUnavailable."""
 
 
 class Inbox(Protocol):

@@ -17,7 +17,7 @@ from bot.deliver import Deliverer
 from bot.escalate import CardWriter
 from bot.handoff import Handoff, Members
 from bot.intake import Intake
-from bot.messages import Platform, Receipt
+from bot.messages import Address, Platform, Receipt
 from bot.metrics import Metrics
 from bot.queue.embedded import EmbeddedQueue, backoff
 from bot.store.database import Writer
@@ -34,12 +34,14 @@ CAP = timedelta(seconds=0.01)
 class House:
     """The wired parts between a scripted model and two recorded platforms."""
 
-    def __init__(self, database: Engine, settings: Settings | None = None, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, database: Engine, settings: Settings | None = None, clock: Clock = utc_now, agents: Address = AGENTS
+    ) -> None:
         settings = settings or Settings()
         self.engine, self.seconds = ScriptedEngine(), 0.0
         self.telegram, self.slack = RecordingAdapter(), RecordingAdapter(Platform.SLACK)
         self.writer, self.metrics = Writer(), Metrics()
-        self.store, self.reader = Store(database, AGENTS, clock), Reader(database)
+        self.store, self.reader = Store(database, agents, clock), Reader(database)
         adapters = {Platform.TELEGRAM: self.telegram, Platform.SLACK: self.slack}
         self.queue = EmbeddedQueue(
             self.store,
@@ -51,12 +53,12 @@ class House:
         )
         wake = self.queue.wake
         limits, cards = settings.limits, CardWriter(lambda label: emoji(settings, label))
-        self.members = Members(adapters, AGENTS, settings.escalation.agents, lambda: self.seconds)
+        self.members = Members(adapters, agents, settings.escalation.agents, lambda: self.seconds)
         self.handoff = handoff = Handoff(
-            self.store, self.writer, self.members, AGENTS, cards, wake, handoff_manners(settings), clock
+            self.store, self.writer, self.members, agents, cards, wake, handoff_manners(settings), clock
         )
         self.intake = Intake(
-            self.store, self.writer, self.metrics, 4000, AGENTS, wake, limits.allow, limits.block, handoff
+            self.store, self.writer, self.metrics, 4000, agents, wake, limits.allow, limits.block, handoff
         )
         self.handlers = {
             JobKind.ATTEND: Attendant(

@@ -9,11 +9,22 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from bot.conversation import Author, Escalation, Overdue, Owner, OwnerEvent, next_owner
-from bot.messages import DELIVERED, NOT_DELIVERED, AgentAction, Customer, InboundMessage, OutboundKind, Pressed
+from bot.messages import (
+    DELIVERED,
+    NOT_DELIVERED,
+    WITH_BUTTONS,
+    AgentAction,
+    Customer,
+    Edited,
+    InboundKind,
+    InboundMessage,
+    OutboundKind,
+    Pressed,
+)
 from bot.store import rows
 from bot.store.outbox import Outbox
 from bot.store.schema import ConversationRow, EscalationRow, MessageRow, OutboundRow
-from bot.store.values import Heard, Pressing
+from bot.store.values import Heard, OutboundState, Pressing
 
 
 class Handoff:
@@ -33,8 +44,9 @@ class Handoff:
             return Pressing.OVER
         if event.action is not AgentAction.CLAIM:
             self._end(session, row, event.action, notice)
-            if asked and row.claimed_by and event.action is AgentAction.RESOLVE:
-                conversation = session.get_one(ConversationRow, row.conversation_id)
+            conversation = session.get_one(ConversationRow, row.conversation_id)
+            helped = row.claimed_by and event.action is AgentAction.RESOLVE
+            if asked and helped and conversation.platform in WITH_BUTTONS:
                 line = self._line(session, conversation, Author.NOTICE, asked)
                 self._send(session, conversation, OutboundKind.ASK, line, row.id)
         elif row.claimed_by:
@@ -70,10 +82,11 @@ class Handoff:
         self._outbox.show_card(session, row)
         return Pressing.DONE
 
-    def hear(self, session: Session, message: InboundMessage, told: str) -> Heard:
+    def hear(self, session: Session, message: InboundMessage, told: str, no_way: str) -> Heard:
         """What was written in the thread of an escalation.
 
-        Only what the claimer says reaches the customer; anybody else is `told`, once, to claim first.
+        Only what the claimer says reaches the customer; anybody else is `told`, once, to claim first. Media reach
+        customers of the same platform only: else it is marked as not delivered, and `no_way` says why.
         """
         row = self._escalation_of(session, message)
         if row is None:
@@ -85,10 +98,30 @@ class Handoff:
         event_id = f"agent:{message.event_id}"
         if session.scalar(select(MessageRow.id).filter_by(conversation_id=conversation.id, event_id=event_id)):
             return Heard.DUPLICATE
+        copied = bool(message.media) and self._outbox.can_copy(conversation.platform)
+        if message.media and not copied:
+            self._outbox.to_agents(session, row, OutboundKind.MARK, NOT_DELIVERED, _own_id(message))
+            self._outbox.to_agents(session, row, OutboundKind.NOTICE, no_way, _own_id(message))
+            return Heard.NO_WAY
         line = self._line(session, conversation, Author.AGENT, message.text)
-        line.event_id, line.reply_to = event_id, _own_id(message)
-        self._send(session, conversation, OutboundKind.AGENT, line, row.id)
+        line.event_id, line.reply_to, line.kind, line.media = event_id, _own_id(message), message.kind, message.media
+        self._send(session, conversation, OutboundKind.AGENT, line, row.id, message.event_id if copied else "")
         return Heard.RELAYED
+
+    def edit(self, session: Session, event: Edited) -> bool:
+        """Change what an agent said, before or after the customer saw it. False for what was not said to a customer."""
+        line = session.scalar(select(MessageRow).filter_by(author=Author.AGENT, event_id=f"agent:{event.of}"))
+        if line is None or line.text == event.text:
+            return False
+        line.text, line.kind = event.text, InboundKind.TEXT
+        said = select(OutboundRow).filter_by(message_id=line.id, kind=OutboundKind.AGENT)
+        last = session.scalars(said.order_by(OutboundRow.created_at.desc()).limit(1)).one()
+        if last.state == OutboundState.PENDING:
+            last.text = event.text
+            return True
+        conversation = session.get_one(ConversationRow, line.conversation_id)
+        self._send(session, conversation, OutboundKind.AGENT, line, last.escalation_id, last.copies)
+        return True
 
     def overdue(self, session: Session, patience: Mapping[Overdue, timedelta]) -> list[tuple[Overdue, Escalation]]:
         """What waited longer than `patience`; what is not in it never does."""
@@ -141,6 +174,10 @@ class Handoff:
         if row is not None:
             for message_id, text in texts:
                 self._outbox.to_agents(session, row, OutboundKind.RELAY, text, message_id=message_id)
+                line = session.get_one(MessageRow, message_id)
+                if line.media and self._outbox.can_copy(conversation.platform):
+                    copied = line.event_id or ""
+                    self._outbox.to_agents(session, row, OutboundKind.RELAY, message_id=message_id, copies=copied)
 
     def mark(self, session: Session, outbound: OutboundRow, error: str = "") -> None:
         """Show at an agent's words whether they arrived; where not, why."""
@@ -152,10 +189,14 @@ class Handoff:
             self._outbox.to_agents(session, row, OutboundKind.NOTICE, error, line.reply_to)
 
     def _escalation_of(self, session: Session, message: InboundMessage) -> EscalationRow | None:
-        """By the card, or a customer's words, that the message answers."""
+        """By the place opened for it; else by the card, or a customer's words, that the message answers."""
+        address = message.address
+        if address.thread:
+            here = select(EscalationRow).filter_by(topic=address.thread).order_by(EscalationRow.id.desc())
+            if (row := session.scalar(here.limit(1))) is not None:
+                return row
         if not message.answers:
             return None
-        address = message.address
         sent = select(OutboundRow.escalation_id).where(
             OutboundRow.platform == address.platform,
             OutboundRow.chat == address.chat,
@@ -182,6 +223,7 @@ class Handoff:
         kind: OutboundKind,
         line: MessageRow,
         escalation_id: int | None = None,
+        copies: str = "",
     ) -> None:
         """Say something to the customer, where they wrote last."""
         session.add(line)
@@ -197,6 +239,7 @@ class Handoff:
             reply_to=session.scalar(wrote.order_by(MessageRow.id.desc()).limit(1)) or "",
             message_id=line.id,
             escalation_id=escalation_id,
+            copies=copies,
         )
 
     def _line(self, session: Session, conversation: ConversationRow, author: Author, text: str) -> MessageRow:

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bot.messages import Address, OutboundKind
+from bot.messages import COPYING, Address, OutboundKind
 from bot.store import jobs
 from bot.store.schema import EscalationRow, OutboundRow
 from bot.store.values import OutboundState
@@ -35,10 +35,11 @@ class Outbox:
         begun: str = "",
         message_id: int | None = None,
         escalation_id: int | None = None,
+        copies: str = "",
     ) -> None:
         """Send it after everything that was put into the same lane before; into the message `begun`, "" for a new one.
 
-        `message_id` is the line of the history that it says or is about.
+        `message_id` is the line of the history that it says or is about, `copies` a message to be sent again.
         """
         row = OutboundRow(
             id=uuid.uuid4().hex,
@@ -57,6 +58,7 @@ class Outbox:
             created_at=self._now(),
             platform_id=begun,
             error="",
+            copies=copies,
         )
         session.add(row)
         session.flush()
@@ -78,6 +80,7 @@ class Outbox:
         text: str = "",
         reply_to: str = "",
         message_id: int | None = None,
+        copies: str = "",
     ) -> None:
         """Send something about an escalation, after its card; `reply_to` "" hangs it on the card."""
         if self._agents is not None:
@@ -91,4 +94,9 @@ class Outbox:
                 reply_to=reply_to,
                 message_id=message_id,
                 escalation_id=escalation.id,
+                copies=copies,
             )
+
+    def can_copy(self, platform: str) -> bool:
+        """Whether agents and customers of that platform can see each other's media."""
+        return self._agents is not None and self._agents.platform == platform and platform in COPYING

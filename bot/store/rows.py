@@ -64,6 +64,7 @@ def to_line(row: MessageRow) -> Line:
         Rating(row.rating) if row.rating else None,
         bool(row.cut),
         bool(row.corrected),
+        row.media,
     )
 
 

@@ -175,6 +175,7 @@ class OutboundRow(Base):
     settled_at: Mapped[datetime | None]
     platform_id: Mapped[str]
     error: Mapped[str]
+    copies: Mapped[str] = mapped_column(server_default="", default="")
 
 
 class JobRow(Base):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, select, update
@@ -86,7 +87,7 @@ class Store:
                 conversation.origin = message.text.removeprefix("start ")
             row = rows.new_line(conversation, Author.CUSTOMER, message.text, self._now(), turn=0)
             row.event_id, row.kind, row.reply_to = message.event_id, message.kind, message.reply_to
-            row.cut = int(message.cut)
+            row.cut, row.media = int(message.cut), message.media
             session.add(row)
             session.flush()
             self._handoff.came_back(session, conversation, row.at)
@@ -367,12 +368,19 @@ class Store:
         with self._begin() as session:
             self._handoff.bring_up(session, escalation_id, what, text)
 
-    def hear_agent(self, message: InboundMessage, told: str) -> Heard:
-        """Take what was written among the agents to the customer, or tell its writer to claim first."""
+    def hear_agent(self, message: InboundMessage, told: str, no_way: str = "") -> Heard:
+        """Take what was written among the agents to the customer, or tell its writer to claim first, or that media do
+        not get there (`no_way`)."""
         address = message.address
         with self._begin() as session:
             self._advance(session, address.platform, address.account, message.cursor)
-            return self._handoff.hear(session, message, told)
+            return self._handoff.hear(session, message, told, no_way)
+
+    def edit_agent(self, event: Edited) -> bool:
+        """What a message of an agent says now, the customer shall see. False for what was not for them."""
+        with self._begin() as session:
+            self._advance(session, event.platform, event.account, event.cursor)
+            return self._handoff.edit(session, event)
 
     def may_speak(self, conversation_id: int) -> bool:
         """Whether the bot may: no human owns the conversation, and it was not erased meanwhile."""
@@ -423,21 +431,31 @@ class Store:
 
     def _sending(self, session: Session, row: OutboundRow, job: JobRow, maybe_sent: bool) -> Sending:
         called = session.get(EscalationRow, row.escalation_id) if row.escalation_id is not None else None
-        is_card = row.kind == OutboundKind.CARD
-        hangs_on = called.card_id if called and not is_card and row.kind not in _TO_CUSTOMERS else ""
+        is_card, address, hangs_on = row.kind == OutboundKind.CARD, rows.address(row), ""
+        if called and row.kind not in _TO_CUSTOMERS:
+            address = replace(address, thread=called.topic)
+            hangs_on = "" if is_card or called.topic else called.card_id
         message = OutboundMessage(
             id=row.id,
             kind=OutboundKind(row.kind),
-            address=rows.address(row),
+            address=address,
             text=row.text,
             reply_to=row.reply_to or hangs_on,
-            edits=called.card_id if called and is_card else row.platform_id,
+            edits=called.card_id if called and is_card else self._edits(session, row),
             maybe_sent=maybe_sent,
             rateable=row.kind == OutboundKind.REPLY and jobs.is_last_part(session, job, row),
             buttons=_scores(row) if row.kind == OutboundKind.ASK else (),
+            copies=row.copies,
         )
         card = rows.escalation(session, called) if called and is_card else None
         return Sending(message, card, row.unknowns, row.created_at)
+
+    def _edits(self, session: Session, row: OutboundRow) -> str:
+        """The message that a preview began; or where an agent's words arrived that were edited since."""
+        if row.kind != OutboundKind.AGENT:
+            return row.platform_id
+        sent = select(OutboundRow.platform_id).filter_by(message_id=row.message_id, state=OutboundState.SENT)
+        return session.scalar(sent.where(OutboundRow.kind == OutboundKind.AGENT).limit(1)) or ""
 
     def sent(self, claim: Claim, delivery: Delivery) -> None:
         """The platform has it. Raises LeaseLost."""
@@ -446,7 +464,8 @@ class Store:
             row = session.get_one(OutboundRow, claim.outbound_id)
             row.state, row.settled_at, row.platform_id = OutboundState.SENT, self._now(), delivery.platform_id
             if row.kind == OutboundKind.CARD:
-                session.get_one(EscalationRow, row.escalation_id).card_id = delivery.platform_id
+                called = session.get_one(EscalationRow, row.escalation_id)
+                called.card_id, called.topic = delivery.platform_id, delivery.thread
             elif row.kind == OutboundKind.AGENT:
                 self._handoff.mark(session, row)
             session.delete(job)

@@ -93,6 +93,7 @@ class Heard(StrEnum):
     RELAYED = "relayed"
     DUPLICATE = "duplicate"
     NOT_CLAIMED = "not claimed"  # its writer has not claimed the conversation
+    NO_WAY = "no way"  # it is no text, and the customer's platform is another
     ELSEWHERE = "elsewhere"  # not in the thread of an escalation
 
 

@@ -17,7 +17,8 @@ def upgrade() -> None:
     op.add_column("messages", sa.Column("rating", sa.Text(), nullable=False, server_default=""))
     for name in ("cut", "corrected"):
         op.add_column("messages", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
-    op.add_column("messages", sa.Column("media", sa.Text(), nullable=False, server_default=""))
+    for table, name in (("messages", "media"), ("outbound", "copies")):
+        op.add_column(table, sa.Column(name, sa.Text(), nullable=False, server_default=""))
     for name in ("claimed_by", "claimed_name", "ended", "topic"):
         op.add_column("escalations", sa.Column(name, sa.Text(), nullable=False, server_default=""))
     for name in ("claimed_at", "reminded_at", "apologised_at", "came_back_at", "score"):

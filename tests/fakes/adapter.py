@@ -9,7 +9,10 @@ from bot.messages import Delivery, Inbox, OutboundKind, OutboundMessage, Platfor
 
 
 class RecordingAdapter:
-    """`plan` holds an exception or None for each of the next sends, `begins` the id of the message previews begin."""
+    """`plan` holds an exception or None for each of the next sends, `begins` the id of the message previews begin.
+
+    While a test holds `lock`, nothing is sent.
+    """
 
     asks_first = False
     last_contact: float | None = None
@@ -23,13 +26,15 @@ class RecordingAdapter:
         self.begins = ""
         self.members: set[str] | Exception = set()
         self.inbox: Inbox | None = None
+        self.lock = asyncio.Lock()
 
     async def run(self, inbox: Inbox) -> None:
         self.inbox = inbox
         await asyncio.Event().wait()
 
     async def send(self, message: OutboundMessage) -> Delivery:
-        fault = self.plan.pop(0) if self.plan else None
+        async with self.lock:
+            fault = self.plan.pop(0) if self.plan else None
         if fault is not None:
             raise fault
         self.sent.append(message)

@@ -16,13 +16,15 @@ Truth. `telegram.pending` holds the updates that are not confirmed, oldest first
 forgotten only when a later offset is asked for, so they outlive the bot's process. `telegram.offsets` holds the offset
 of every poll. `telegram.sent(chat_id)` is what the bot wrote in a chat; an edit changes `text` and keeps the former
 ones in `former`. `telegram.actions` holds (chat, thread, action) of every chat action, `telegram.commands` the menu by
-scope and language code, `telegram.calls` (method, parameters) of every call. `telegram.violations` holds what no
-correct client does: unknown methods and parameters, missing and mistyped ones; they are answered with a 400.
+scope ("all_group_chats", "chat -100" ...) and language code, `telegram.calls` (method, parameters) of every call,
+`telegram.written` what people wrote. `telegram.violations` holds what no correct client does: unknown methods and
+parameters, missing and mistyped ones; they are answered with a 400.
 
 A message to a chat sooner than `telegram.pause_s` after the one before is a 429, which `telegram.floods` counts.
 
 Two polls at a time are a conflict, which ends the older one; so is a poll while `telegram.webhook` is set. A token is
-good while `telegram.revoked` is False. restart_numbers() makes the next update_id any number, as after a quiet week.
+good while `telegram.revoked` is False, and the bot's privacy mode is on until `telegram.reads_all`. restart_numbers()
+makes the next update_id any number, as after a quiet week.
 
 Faults. `telegram.fail("sendMessage", Fault(...), ...)` breaks the next calls of a method, one fault a call; see Fault.
 Leaving the `async with` and entering it again is an outage of Telegram: same port, same state.
@@ -83,6 +85,7 @@ class FakeTelegram(Chats):
         self.offsets: list[int | None] = []
         self.calls: list[tuple[str, Params]] = []
         self.violations: list[str] = []
+        self.written: list[dict[str, Any]] = []
         self.webhook = self.secret = ""
         self.webhook_trouble: Params = {}
         self.revoked = False
@@ -95,7 +98,7 @@ class FakeTelegram(Chats):
         self._runner: web.AppRunner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._methods: dict[str, Callable[[Params], Awaitable[Any] | Any]] = {
-            "getMe": lambda params: self.me(),
+            "getMe": lambda params: {**self.me(), "can_read_all_group_messages": self.reads_all},
             "getUpdates": self._get_updates,
             "setWebhook": self._set_webhook,
             "deleteWebhook": self._delete_webhook,
@@ -113,6 +116,10 @@ class FakeTelegram(Chats):
             "answerCallbackQuery": self.answer_callback_query,
             "sendChatAction": self.send_chat_action,
             "sendMessageDraft": self.send_message_draft,
+            "copyMessage": self.copy_message,
+            "editMessageCaption": self.edit_message_caption,
+            "createForumTopic": self.create_forum_topic,
+            "closeForumTopic": self.close_forum_topic,
             "getChat": self.get_chat,
             "getChatMember": self.get_chat_member,
         }
@@ -151,10 +158,11 @@ class FakeTelegram(Chats):
         chat, message_id = self.chats[chat_id], next(self._message_ids)
         chat.messages.add(message_id)
         if more.get("is_topic_message"):
-            chat.topics.add(more["message_thread_id"])
+            chat.topics.setdefault(more["message_thread_id"], "")
         user = {"id": user_id or max(chat_id, 1), "is_bot": False, "first_name": name, "language_code": language}
         message = {"message_id": message_id, "date": int(time.time()), "chat": about(chat), "from": user}
-        return self.push(message=message | ({"text": text} if text else {}) | more)
+        self.written.append(message | ({"text": text} if text else {}) | more)
+        return self.push(message=self.written[-1])
 
     def presses(self, sent: Sent, label: str, *, user_id: int = 0) -> int:
         """A person presses the button `label` under a message of the bot. Returns the update_id."""
@@ -172,11 +180,16 @@ class FakeTelegram(Chats):
         title: str = "Staff",
         *,
         kind: str = "supergroup",
-        status: str = "member",
+        status: str = "administrator",
         may_write: bool = True,
+        forum: bool = False,
+        manages_topics: bool = False,
     ) -> None:
-        """A group (negative id) where the bot is a "member", "administrator", "restricted", "left" or "kicked"."""
-        self.chats[chat_id] = Chat(chat_id, title, kind, status, may_write)
+        """A group (negative id) where the bot is a "member", "administrator", "restricted", "left" or "kicked".
+
+        `forum`: it has topics, which members and the bot may open where `manages_topics`.
+        """
+        self.chats[chat_id] = Chat(chat_id, title, kind, status, may_write, forum, manages_topics)
 
     def push(self, **update: Any) -> int:
         """Queue any update; update_id is given to it unless it has one."""

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_MAX_TEXT = 4096
+_MAX_TEXT, _MAX_TOPIC = 4096, 128
 
 Params = Mapping[str, Any]
 
 
 @dataclass(slots=True)
 class Sent:
-    """A message of the bot."""
+    """A message of the bot. Of a copy, `text` is what is written under it and `copied` names the message."""
 
     message_id: int
     chat: int
@@ -25,6 +25,7 @@ class Sent:
     reply_to: int | None
     params: Params
     former: list[str] = field(default_factory=list)
+    copied: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -36,8 +37,11 @@ class Chat:
     kind: str
     bot_status: str
     may_write: bool
+    forum: bool = False
+    manages_topics: bool = False
     messages: set[int] = field(default_factory=set)
-    topics: set[int] = field(default_factory=set)
+    topics: dict[int, str] = field(default_factory=dict)
+    closed: set[int] = field(default_factory=set)
 
 
 class Refused(Exception):
@@ -62,6 +66,7 @@ class Chats:
         self.noticed: list[str] = []
         self.reactions: list[tuple[int, str]] = []
         self.people: dict[int, str] = {}
+        self.reads_all = False
         self.pause_s, self.floods = 0.0, 0
         self._wrote_at: dict[int, float] = {}
         self.commands: dict[tuple[str, str], list[Params]] = {}
@@ -88,6 +93,48 @@ class Chats:
         chat.messages.add(sent.message_id)
         self._sent.append(sent)
         return self._message(sent, chat)
+
+    def copy_message(self, params: Params) -> Params:
+        chat, source = self._writable(params), self._known({"chat_id": params["from_chat_id"]})
+        if params["message_id"] not in source.messages:
+            raise Refused(400, "Bad Request: message to copy not found")
+        thread, copied = params.get("message_thread_id"), (source.id, params["message_id"])
+        sent = Sent(next(self._message_ids), chat.id, "", thread, None, params, copied=copied)
+        chat.messages.add(sent.message_id)
+        self._sent.append(sent)
+        return {"message_id": sent.message_id}
+
+    def edit_message_caption(self, params: Params) -> Params:
+        chat = self._writable(params)
+        for sent in self.sent(chat.id):
+            if sent.message_id == params["message_id"] and sent.copied:
+                sent.former.append(sent.text)
+                sent.text = params["caption"]
+                return self._message(sent, chat)
+        raise Refused(400, "Bad Request: message to edit not found")
+
+    def create_forum_topic(self, params: Params) -> Params:
+        chat = self._with_topics(params)
+        if not 1 <= len(params["name"]) <= _MAX_TOPIC:
+            raise Refused(400, "Bad Request: TOPIC_TITLE_EMPTY")
+        topic = next(self._message_ids)
+        chat.topics[topic] = params["name"]
+        return {"message_thread_id": topic, "name": params["name"], "icon_color": 7322096}
+
+    def close_forum_topic(self, params: Params) -> bool:
+        chat, topic = self._with_topics(params), params["message_thread_id"]
+        if topic not in chat.topics or topic in chat.closed:
+            raise Refused(400, "Bad Request: TOPIC_NOT_MODIFIED")
+        chat.closed.add(topic)
+        return True
+
+    def _with_topics(self, params: Params) -> Chat:
+        chat = self._writable({"chat_id": params["chat_id"]})
+        if not chat.forum:
+            raise Refused(400, "Bad Request: the chat is not a forum")
+        if chat.bot_status != "administrator" or not chat.manages_topics:
+            raise Refused(400, "Bad Request: not enough rights to create a topic")
+        return chat
 
     def _keep_pause(self, chat: Chat) -> None:
         now = time.monotonic()
@@ -144,8 +191,11 @@ class Chats:
         return True
 
     def set_my_commands(self, params: Params) -> bool:
-        scope = params.get("scope", {"type": "default"})["type"]
-        self.commands[scope, params.get("language_code", "")] = params["commands"]
+        scope = params.get("scope", {"type": "default"})
+        place = scope["type"]
+        if place == "chat":
+            place = f"chat {self._known(scope).id}"
+        self.commands[place, params.get("language_code", "")] = params["commands"]
         return True
 
     def _writable(self, params: Params) -> Chat:
@@ -169,15 +219,20 @@ class Chats:
 
     def get_chat(self, params: Params) -> Params:
         chat = self._known(params)
-        rights = {} if chat.kind == "private" else {"permissions": {"can_send_messages": chat.may_write}}
-        return {**about(chat), **rights}
+        if chat.kind == "private":
+            return about(chat)
+        rights = {"can_send_messages": chat.may_write, "can_manage_topics": chat.manages_topics}
+        return {**about(chat), "permissions": rights}
 
     def get_chat_member(self, params: Params) -> Params:
         chat = self._known(params)
         if params["user_id"] != self.bot_id:
             user = {"id": params["user_id"], "is_bot": False, "first_name": "Somebody"}
             return {"user": user, "status": self.people.get(params["user_id"], "left")}
-        rights = {"can_send_messages": chat.may_write} if chat.bot_status == "restricted" else {}
+        rights = {
+            "restricted": {"can_send_messages": chat.may_write, "can_manage_topics": chat.manages_topics},
+            "administrator": {"can_manage_topics": chat.manages_topics},
+        }.get(chat.bot_status, {})
         return {"user": self.me(), "status": chat.bot_status, **rights}
 
     def me(self) -> Params:
@@ -200,4 +255,5 @@ def _checked(text: str) -> str:
 
 def about(chat: Chat) -> dict[str, Any]:
     """Telegram's Chat, as far as bots of this kind look."""
-    return {"id": chat.id, "type": chat.kind, "first_name" if chat.kind == "private" else "title": chat.title}
+    name = "first_name" if chat.kind == "private" else "title"
+    return {"id": chat.id, "type": chat.kind, name: chat.title} | ({"is_forum": True} if chat.forum else {})

@@ -39,7 +39,8 @@ async def test_staff_can_ask_how_the_desk_fares_and_who_waits(house: House) -> N
     first, second = (await desk("open", AGENTS)).splitlines()
     assert first.startswith("#1 An unhappy customer · Li Wei · Telegram chat-c1 · ")
     assert second.startswith("#2 ")
-    assert await desk("", AGENTS) == await desk("dance", AGENTS) == say("desk_help", "en")
+    assert await desk("status", AGENTS, "zh-hans") == say("desk_status", "zh", calls=2, jobs=0)
+    assert await desk("", AGENTS) == await desk("dance", AGENTS) == say("desk_help_slack", "en")
 
 
 async def test_who_waits_is_told_to_agents_alone(house: House) -> None:

@@ -118,7 +118,7 @@ async def running(slack: FakeSlack, inbox: StubInbox, desk: Desk | None = None) 
 
 
 async def test_the_slash_command_is_answered_to_who_gave_it(slack: FakeSlack, inbox: StubInbox) -> None:
-    async def desk(words: str, place: Address) -> str:
+    async def desk(words: str, place: Address, code: str) -> str:
         return f"{words} <{place.chat}>"
 
     async with running(slack, inbox, desk):

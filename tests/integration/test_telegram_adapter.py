@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from adapters import telegram
+from adapters import telegram, telegram_bot
 from adapters.pace import Limit
-from adapters.telegram import TelegramAdapter, check, find_group
+from adapters.telegram import TelegramAdapter
+from adapters.telegram_setup import check, find_group
+from bot.app import build
+from bot.catalogue import say
+from bot.config import Secrets, parse
 from bot.errors import (
     ConfigError,
     DatabaseUnavailable,
@@ -38,7 +44,9 @@ from bot.messages import (
     Rating,
     Receipt,
 )
+from bot.store.jobs import JobKind
 from tests.conftest import until
+from tests.fakes.engine import ScriptedEngine
 from tests.fakes.telegram import TOKEN, FakeTelegram, Fault
 
 BOT = TOKEN.partition(":")[0]
@@ -83,20 +91,35 @@ class RecordingInbox:
         return [event.text for event in self.events if isinstance(event, InboundMessage)]
 
 
+class RecordingDesk:
+    """Answers what is asked of it, once it has met the errors in `refuse`."""
+
+    def __init__(self, answer: str = "Nobody waits.") -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, Address]] = []
+        self.refuse: list[Exception] = []
+
+    async def __call__(self, words: str, place: Address, code: str) -> str:
+        self.asked.append((words, place))
+        if self.refuse:
+            raise self.refuse.pop(0)
+        return self.answer
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MAX_BACKOFF_S", "CONFLICT_S", "STORE_RETRY_S"):
         monkeypatch.setattr(telegram, name, 0.01)
     monkeypatch.setattr(telegram, "IN_A_CHAT", Limit(100, 1.0))
     monkeypatch.setattr(telegram, "POLL_S", 2)
-    monkeypatch.setattr(telegram, "SEND_S", 5.0)
+    monkeypatch.setattr(telegram_bot, "SEND_S", 5.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """For faults that never answer."""
-    monkeypatch.setattr(telegram, "SEND_S", 0.3)
+    monkeypatch.setattr(telegram_bot, "SEND_S", 0.3)
 
 
 @pytest.fixture
@@ -116,6 +139,18 @@ async def adapter(server: FakeTelegram) -> AsyncIterator[TelegramAdapter]:
     made = TelegramAdapter(TOKEN, server.url)
     yield made
     await made._bot.request.shutdown()  # run() does it, and many tests never run
+
+
+@pytest.fixture
+def desk() -> RecordingDesk:
+    return RecordingDesk()
+
+
+@pytest.fixture
+async def staffed(server: FakeTelegram, desk: RecordingDesk) -> TelegramAdapter:
+    """An adapter that has a desk, and whose agents are in GROUP."""
+    server.add_group(GROUP)
+    return TelegramAdapter(TOKEN, server.url, desk=desk, agents=str(GROUP))
 
 
 @asynccontextmanager
@@ -457,6 +492,28 @@ async def test_the_menu_is_shown_in_both_languages_and_a_shorter_one_in_groups(
     }
 
 
+async def test_the_agents_group_has_a_menu_of_its_own_in_both_languages(
+    server: FakeTelegram, staffed: TelegramAdapter, inbox: RecordingInbox
+):
+    async with running(staffed, inbox):
+        await until(lambda: bool(server.offsets))
+    menus = {language: server.commands[f"chat {GROUP}", language] for language in ("", "zh")}
+    assert [[entry["command"] for entry in menu] for menu in menus.values()] == [["open", "status", "help"]] * 2
+    assert menus[""] != menus["zh"]
+    assert len(server.commands) == 6
+
+
+@pytest.mark.parametrize("agents", ["-1", "somewhere"])
+async def test_without_the_agents_group_its_menu_is_missing_and_nothing_else(
+    server: FakeTelegram, inbox: RecordingInbox, desk: RecordingDesk, agents: str
+):
+    async with running(TelegramAdapter(TOKEN, server.url, desk=desk, agents=agents), inbox):
+        server.customer_writes(CHAT, "hello")
+        await server.confirmed()
+    assert inbox.texts == ["hello"]
+    assert len(server.commands) == 4
+
+
 async def test_only_updates_that_are_handled_are_asked_for(
     server: FakeTelegram, adapter: TelegramAdapter, inbox: RecordingInbox
 ):
@@ -484,6 +541,184 @@ async def test_a_running_desk_takes_the_poll_away_from_set_up(
         server.customer_writes(CHAT, "hello")
         await server.confirmed()
     assert inbox.texts == ["hello"]
+
+
+# -- what agents ask of the desk -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("/open", "open"), ("/status", "status"), ("/help", "help"), ("/open@Shop_Bot", "open")]
+)
+async def test_what_agents_ask_is_answered_under_their_words_and_is_no_customers_message(
+    server: FakeTelegram, staffed: TelegramAdapter, inbox: RecordingInbox, desk: RecordingDesk, text: str, words: str
+):
+    async with running(staffed, inbox):
+        number = server.customer_writes(GROUP, text, user_id=42)
+        (answer,) = await server.answers(GROUP, 1)
+        await server.confirmed()
+    assert (answer.text, answer.reply_to, answer.thread) == ("Nobody waits.", 1, None)
+    assert desk.asked == [(words, Address(Platform.TELEGRAM, BOT, str(GROUP)))]
+    assert inbox.events == [Dropped(Platform.TELEGRAM, BOT, "asked of the desk", cursor=number)]
+
+
+async def test_in_a_topic_the_desk_answers_there(
+    server: FakeTelegram, staffed: TelegramAdapter, inbox: RecordingInbox, desk: RecordingDesk
+):
+    async with running(staffed, inbox):
+        server.customer_writes(GROUP, "/open", user_id=42, message_thread_id=5, is_topic_message=True)
+        (answer,) = await server.answers(GROUP, 1)
+    assert (answer.reply_to, answer.thread) == (1, 5)
+    assert desk.asked[0][1].thread == "5"
+
+
+async def test_elsewhere_nobody_asks_the_desk(
+    server: FakeTelegram, staffed: TelegramAdapter, inbox: RecordingInbox, desk: RecordingDesk
+):
+    server.add_group(-100600, "Customers")
+    async with running(staffed, inbox):
+        for text in ("/status", "/help", "/open"):
+            server.customer_writes(-100600, text)
+        server.customer_writes(CHAT, "/status")
+        server.customer_writes(CHAT, "/open")
+        await server.confirmed()
+    assert inbox.texts == ["status", "help", "status", "/open"]
+    assert [event.reason for event in inbox.events if isinstance(event, Dropped)] == ["not addressed to the bot"]
+    assert desk.asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (DatabaseUnavailable("the database is away"), None),
+        (ValueError("CANARY"), None),
+        (None, Fault(403, "Forbidden: bot was kicked from the supergroup chat")),
+        (None, Fault(502)),
+        (None, Fault(429, "Too Many Requests", retry_after=600)),
+    ],
+)
+async def test_an_answer_that_fails_is_in_the_log_and_holds_nothing_up(
+    server: FakeTelegram,
+    staffed: TelegramAdapter,
+    inbox: RecordingInbox,
+    desk: RecordingDesk,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception | None,
+    fault: Fault | None,
+):
+    desk.answer, desk.refuse = "CANARY", [error] if error else []
+    server.fail("sendMessage", *([fault] if fault else []))
+    written = ""
+
+    def is_logged() -> bool:
+        nonlocal written
+        written += "".join(capsys.readouterr())
+        return "question was not answered" in written
+
+    async with running(staffed, inbox):
+        server.customer_writes(GROUP, "/open CANARY", user_id=42)
+        server.customer_writes(CHAT, "hello")
+        await server.confirmed()
+        await until(is_logged)
+    assert inbox.texts == ["hello"]
+    assert "CANARY" not in written
+
+
+async def test_a_slow_desk_holds_nothing_up_and_is_not_waited_for_at_the_end(
+    server: FakeTelegram, inbox: RecordingInbox
+):
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def slow(words: str, place: Address, code: str) -> str:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return ""
+
+    server.add_group(GROUP)
+    async with running(TelegramAdapter(TOKEN, server.url, desk=slow, agents=str(GROUP)), inbox):
+        server.customer_writes(GROUP, "/open", user_id=42)
+        server.customer_writes(CHAT, "hello")
+        await server.confirmed()
+        await begun.wait()
+        assert inbox.texts == ["hello"]
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_answers_too_soon_for_telegrams_pace_are_put_off_and_all_arrive(
+    server: FakeTelegram,
+    staffed: TelegramAdapter,
+    inbox: RecordingInbox,
+    desk: RecordingDesk,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(telegram, "IN_A_CHAT", Limit(1, 0.1))
+    desk.answer = "x" * 5_000
+    async with running(staffed, inbox):
+        server.customer_writes(GROUP, "/open", user_id=42)
+        server.customer_writes(GROUP, "/status", user_id=42)
+        answers = await server.answers(GROUP, 4)
+    assert sorted(answer.reply_to or 0 for answer in answers) == [1, 1, 2, 2]
+
+
+async def test_a_flood_limit_only_delays_the_answer(
+    server: FakeTelegram, staffed: TelegramAdapter, inbox: RecordingInbox
+):
+    server.fail("sendMessage", Fault(429, "Too Many Requests", retry_after=1))
+    async with running(staffed, inbox):
+        server.customer_writes(GROUP, "/open", user_id=42)
+        assert len(await server.answers(GROUP, 1)) == 1
+
+
+async def test_a_question_is_answered_only_once_its_update_is_stored(
+    server: FakeTelegram, staffed: TelegramAdapter, inbox: RecordingInbox, desk: RecordingDesk
+):
+    inbox.refuse[""] = [DatabaseUnavailable("disk full")] * 2
+    async with running(staffed, inbox):
+        server.customer_writes(GROUP, "/open", user_id=42)
+        await server.answers(GROUP, 1)
+        await server.confirmed()
+    assert (inbox.attempts, len(desk.asked)) == (3, 1)
+
+
+async def test_what_agents_ask_by_webhook_is_answered_too(
+    server: FakeTelegram, inbox: RecordingInbox, desk: RecordingDesk
+):
+    server.add_group(GROUP)
+    server.customer_writes(GROUP, "/status", user_id=42)
+    adapter = TelegramAdapter(TOKEN, server.url, "https://shop.example/telegram", desk, str(GROUP))
+    async with running(adapter, inbox):
+        await until(lambda: bool(server.webhook))
+        proof = {"x-telegram-bot-api-secret-token": server.secret}
+        assert await adapter.hear(proof, json.dumps(server.pending[0]).encode()) == (200, "")
+        assert [answer.text for answer in await server.answers(GROUP, 1)] == ["Nobody waits."]
+
+
+async def test_the_front_desk_itself_answers_its_agents_in_their_language(server: FakeTelegram, database_url: str):
+    server.add_group(GROUP)
+    document = {
+        "telegram": {"enabled": True, "api_url": server.url},
+        "web": {"enabled": False},
+        "escalation": {"channel": f"telegram:{GROUP}"},
+        "database": {"url": database_url},
+    }
+    app = build(parse(document, Secrets(telegram_token=TOKEN)), ScriptedEngine())
+    async with running(app.adapters[Platform.TELEGRAM], app.intake):
+        server.customer_writes(GROUP, "/open", user_id=43, language="en")
+        for text in ("/status", "/help"):
+            server.customer_writes(GROUP, text, user_id=42)
+        answers = await server.answers(GROUP, 3)
+        await server.confirmed()
+    kept = app.store.claim(JobKind.ATTEND, timedelta(seconds=30))
+    cursor = await app.intake.cursor(Platform.TELEGRAM, BOT)
+    await app.close()
+    assert {answer.reply_to: answer.text for answer in answers} == {
+        1: say("desk_nobody", "en"),
+        2: say("desk_status", "zh", calls=0, jobs=0),
+        3: say("desk_help_telegram", "zh"),
+    }
+    assert (kept, cursor) == (None, server.offsets[-1] - 1)
 
 
 # -- secrets ---------------------------------------------------------------------------------------

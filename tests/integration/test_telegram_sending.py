@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from adapters import telegram
+from adapters import telegram, telegram_bot
 from adapters.pace import Limit
 from adapters.telegram import TelegramAdapter
 from bot.errors import ChatMoved, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """For faults that never answer."""
-    monkeypatch.setattr(telegram, "SEND_S", 0.3)
+    monkeypatch.setattr(telegram_bot, "SEND_S", 0.3)
 
 
 @pytest.fixture

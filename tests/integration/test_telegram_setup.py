@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from adapters.telegram import check, find_group
+from adapters.telegram_setup import check, find_group
 from bot.errors import ConfigError
 from bot.messages import Check
 from tests.conftest import until
@@ -71,8 +71,48 @@ async def test_doctor_says_why_the_bot_cannot_write_in_the_group(
 
 @pytest.mark.parametrize(("status", "may_write"), [("administrator", False), ("restricted", True), ("creator", False)])
 async def test_doctor_knows_who_may_write(server: FakeTelegram, status: str, may_write: bool):
+    server.reads_all = True
     server.add_group(GROUP, status=status, may_write=may_write)
     assert (await check(TOKEN, server.url, str(GROUP)))[1].ok
+
+
+@pytest.mark.parametrize("status", ["member", "restricted"])
+async def test_doctor_says_that_the_bot_does_not_see_what_agents_write(server: FakeTelegram, status: str):
+    server.add_group(GROUP, status=status)
+    _, group = await check(TOKEN, server.url, str(GROUP))
+    assert not group.ok
+    assert 'does not see what agents write in "Staff": make it an administrator; or turn' in group.detail
+    assert "/setprivacy" in group.detail
+
+
+@pytest.mark.parametrize(("status", "reads_all"), [("administrator", False), ("creator", False), ("member", True)])
+async def test_an_administrator_sees_everything_and_so_does_a_bot_without_privacy_mode(
+    server: FakeTelegram, status: str, reads_all: bool
+):
+    server.reads_all = reads_all
+    server.add_group(GROUP, status=status)
+    assert (await check(TOKEN, server.url, str(GROUP)))[1] == Check("Telegram escalation group", True, "Staff")
+
+
+@pytest.mark.parametrize(
+    ("status", "manages_topics", "ok"),
+    [
+        ("administrator", True, True),
+        ("creator", False, True),
+        ("administrator", False, False),
+        ("member", True, False),
+        ("restricted", True, False),
+    ],
+)
+@pytest.mark.parametrize("reads_all", [True, False])
+async def test_in_a_forum_the_bot_must_be_an_administrator_who_manages_topics(
+    server: FakeTelegram, status: str, manages_topics: bool, reads_all: bool, ok: bool
+):
+    server.reads_all = reads_all
+    server.add_group(GROUP, status=status, forum=True, manages_topics=manages_topics)
+    _, group = await check(TOKEN, server.url, str(GROUP))
+    assert group.ok is ok
+    assert ok or "needs the right to manage topics" in group.detail
 
 
 async def test_doctor_says_that_the_group_is_unknown_or_none(server: FakeTelegram):

@@ -48,9 +48,9 @@ def telegram_says(monkeypatch: pytest.MonkeyPatch, *answers: Check | FrontdeskEr
             raise answers[0]
         return list(answers)
 
-    module = ModuleType("adapters.telegram")
+    module = ModuleType("adapters.telegram_setup")
     module.__dict__["check"] = check
-    monkeypatch.setitem(sys.modules, "adapters.telegram", module)
+    monkeypatch.setitem(sys.modules, "adapters.telegram_setup", module)
     return asked
 
 

@@ -24,7 +24,7 @@ from sqlalchemy import Engine, event
 
 from bot.conversation import Call, Outcome, Reason
 from bot.errors import LeaseLost
-from bot.messages import AgentAction, Customer, Delivery, InboundMessage, OutboundKind, Pressed
+from bot.messages import AgentAction, Customer, Delivery, Edited, InboundMessage, OutboundKind, Pressed
 from bot.store.database import driver, open_engine
 from bot.store.jobs import Claim, JobKind
 from bot.store.schema import Base
@@ -61,7 +61,7 @@ class Desk(RuleBasedStateMachine):
         self.second = driver().connect(file)
         self.attending: tuple[Claim, Settlement] | None = None
         self.sending: dict[str, tuple[Claim, Sending]] = {}
-        self.said: list[str] = []
+        self.said: dict[str, str] = {}
         self.begun_while_owned = 0
         self.numbers = self.written = 0
 
@@ -197,9 +197,17 @@ class Desk(RuleBasedStateMachine):
         assert heard is (Heard.RELAYED if mine else Heard.NOT_CLAIMED)
         if mine:
             EXERCISED["words of agents"] += 1
-            self.said.append(words)
+            self.said[message.event_id] = words
         if twice and mine:
             assert self.store.hear_agent(message, "") is Heard.DUPLICATE
+
+    @precondition(lambda self: self.said)
+    @rule(data=st.data())
+    def agent_edits(self, data: st.DataObject) -> None:
+        of = data.draw(st.sampled_from(list(self.said)))
+        self.said[of] = f"edited {self.number()}"
+        assert self.store.edit_agent(Edited(AGENTS.platform, AGENTS.account, f"{of}:2", of, self.said[of]))
+        EXERCISED["edits of agents"] += 1
 
     # -- what always holds -------------------------------------------------------------------------
 
@@ -209,8 +217,10 @@ class Desk(RuleBasedStateMachine):
 
     @invariant()
     def every_word_of_an_agent_is_on_its_way_or_sent_exactly_once(self) -> None:
-        found = self.look("SELECT text FROM outbound WHERE kind = 'agent' AND state != 'dropped'")
-        assert sorted(text for (text,) in found) == sorted(self.said)
+        of_agents = "FROM outbound WHERE kind = 'agent' AND state != 'dropped' GROUP BY message_id"
+        found = self.look(f"SELECT text, max(rowid), count(DISTINCT nullif(platform_id, '')) {of_agents}")
+        assert sorted(text for text, _, _ in found) == sorted(self.said.values())
+        assert all(places <= 1 for _, _, places in found), "an edit changes the message that is there"
 
     @invariant()
     def a_conversation_has_one_owner_and_a_call_says_who(self) -> None:
@@ -230,7 +240,8 @@ def run(runs: int) -> None:
     how = settings(max_examples=runs, stateful_step_count=50, deadline=None, suppress_health_check=quiet)
     run_state_machine_as_test(Desk, settings=how)
     print(", ".join(f"{count} {what}" for what, count in sorted(EXERCISED.items())))
-    assert {"crashes", "resends", "words of agents", "claim: done", "claim: taken", "resolve: done"} <= EXERCISED.keys()
+    agents = {"words of agents", "edits of agents", "claim: done", "claim: taken", "resolve: done"}
+    assert {"crashes", "resends", *agents} <= EXERCISED.keys()
 
 
 def test_one_owner_whatever_happens() -> None:

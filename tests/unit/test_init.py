@@ -56,10 +56,10 @@ class Platforms:
 @pytest.fixture
 def platforms(monkeypatch: pytest.MonkeyPatch) -> Iterator[Platforms]:
     fake = Platforms()
-    telegram, slack = ModuleType("adapters.telegram"), ModuleType("adapters.slack")
+    telegram, slack = ModuleType("adapters.telegram_setup"), ModuleType("adapters.slack")
     telegram.__dict__.update(check=fake.telegram_check, find_group=fake.find_group)
     slack.__dict__.update(check=fake.slack_check, find_channels=fake.find_channels)
-    monkeypatch.setitem(sys.modules, "adapters.telegram", telegram)
+    monkeypatch.setitem(sys.modules, "adapters.telegram_setup", telegram)
     monkeypatch.setitem(sys.modules, "adapters.slack", slack)
     return fake
 

@@ -262,3 +262,21 @@ def test_every_payload_of_the_platform_has_its_outcome(name: str) -> None:
     heard = ("AppMention", "Message", "MessageFileShare", "MessageThreadBroadcast")
     expected = InboundMessage if name in heard else Dropped
     assert type(to_inbound(body, TEAM, BOT)) is expected
+
+
+# -- files
+
+
+def test_files_are_named_with_links_to_them_where_there_are_any() -> None:
+    files = [{"mimetype": "image/png", "permalink": "https://x.example/1"}, {"permalink": "javascript:1"}, "odd", {}]
+    message = accepted(direct("see", subtype="file_share", files=files))
+    assert (message.text, message.media) == ("see", "photo https://x.example/1")
+    assert accepted(direct("hi")).media == ""
+
+
+def test_an_edit_says_whose_it_is() -> None:
+    now = {"type": "message", "user": "U1", "ts": "1.2", "text": "b", "edited": {"user": "U1", "ts": "2.0"}}
+    body = envelope({"type": "message", "subtype": "message_changed", "channel": "C1", "ts": "2.1", "message": now})
+    edit = to_inbound(body, TEAM, BOT)
+    assert isinstance(edit, Edited)
+    assert edit.by == "U1"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.telegram_updates import find_here, to_inbound
+from adapters.telegram_updates import Question, find_here, to_inbound, to_question
 from bot.messages import Address, Customer, Dropped, Edited, InboundKind, InboundMessage, Moved, Platform
 
 ACCOUNT, USERNAME = "4242", "Shop_Bot"
@@ -204,6 +204,51 @@ def test_a_group_that_becomes_a_supergroup_moves():
     assert reason({"id": -1005, "type": "supergroup"}, migrate_from_chat_id=-5) == "service message"
 
 
+# -- what agents ask of the desk -------------------------------------------------------------------
+
+
+def asked(chat: Any = GROUP, **fields: Any) -> Question | None:
+    return to_question({"update_id": 900, "message": message(chat, **fields)}, ACCOUNT, USERNAME, "-100500")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("/open", "open"), ("/status", "status"), ("/help", "help"), ("/OPEN@shop_bot", "open"), ("/open please", "open")],
+)
+def test_what_agents_ask_of_the_desk_is_a_question(text: str, words: str):
+    place = Address(Platform.TELEGRAM, ACCOUNT, "-100500")
+    assert asked(text=text) == Question(words, "zh-hans", place, "31", 900)
+
+
+def test_a_question_in_a_topic_is_answered_there():
+    found = asked(text="/open", message_thread_id=5, is_topic_message=True)
+    assert found is not None
+    assert found.place.thread == "5"
+
+
+def test_a_question_under_a_card_is_no_word_to_the_customer():
+    assert asked(text="/open", reply_to_message={"message_id": 3, "from": {"id": 4242, "is_bot": True}})
+
+
+@pytest.mark.parametrize(
+    "text", ["open", "/opens", " /open", "/open@other_bot", "/human", "/start", "/here", "/price", ""]
+)
+def test_other_words_are_no_question(text: str):
+    assert asked(text=text) is None
+
+
+@pytest.mark.parametrize("chat", [PRIVATE, {**GROUP, "id": -100501}, {**GROUP, "type": "channel"}, {}])
+def test_elsewhere_nothing_is_a_question(chat: Any):
+    assert asked(chat, text="/status") is None
+
+
+def test_a_bot_a_channel_and_an_edit_ask_nothing():
+    bot, edited = {"id": 9, "is_bot": True}, {"update_id": 900, "edited_message": message(GROUP, text="/open")}
+    assert asked(text="/open", sender_chat={"id": -1}) is None
+    assert asked(text="/open", **{"from": bot}) is None
+    assert to_question(edited, ACCOUNT, USERNAME, "-100500") is None
+
+
 # -- what is not for us ----------------------------------------------------------------------------
 
 
@@ -273,6 +318,7 @@ NESTED = st.sampled_from(["id", "type", "is_bot", "first_name", "last_name", "la
 @given(JUNK)
 def test_any_json_at_all_is_survived(update: object):
     assert isinstance(to_inbound(update, ACCOUNT, USERNAME), Dropped)
+    assert to_question(update, ACCOUNT, USERNAME, "-100500") is None
 
 
 @given(
@@ -283,6 +329,10 @@ def test_any_json_at_all_is_survived(update: object):
 def test_a_message_with_junk_in_any_field_is_survived(chat: Any, junk: dict[str, Any], key: str):
     event = to_inbound({"update_id": 900, key: {**message(chat, text="hi @shop_bot"), **junk}}, ACCOUNT, USERNAME)
     assert event.cursor == 900
+    question = {"update_id": 900, key: {**message(chat, text="/open"), **junk}}
+    assert to_question(question, ACCOUNT, USERNAME, "") is None
+    found = to_question(question, ACCOUNT, USERNAME, "-100500")
+    assert found is None or (found.words, found.cursor) == ("open", 900)
     if isinstance(event, InboundMessage):
         assert event.text
         assert all(isinstance(text, str) for text in (event.text, event.customer.name, event.customer.language))
@@ -301,3 +351,32 @@ def test_the_newest_here_wins():
 @pytest.mark.parametrize("text", ["/hereafter", "here", "/here@other_bot", "go /here"])
 def test_only_our_here_counts(text: str):
     assert find_here([{"update_id": 1, "message": message(GROUP, text=text)}], USERNAME) is None
+
+
+# -- media, and the topics of the agents' group ---------------------------------------------------
+
+
+@pytest.mark.parametrize("caption", ["", "see the crack"])
+def test_what_comes_beside_the_words_or_instead_of_them_is_named(caption: str):
+    event = heard(photo=[{"file_id": "x"}], **({"caption": caption} if caption else {}))
+    assert (event.media, event.kind) == ("photo", InboundKind.TEXT if caption else InboundKind.MEDIA)
+    assert heard(text="hi").media == ""
+
+
+TOPIC = {"is_topic_message": True, "message_thread_id": 5}
+
+
+def test_in_the_agents_group_all_that_is_said_in_topics_is_read():
+    update = {"update_id": 900, "message": message(GROUP, text="hello", **TOPIC)}
+    event = to_inbound(update, ACCOUNT, USERNAME, agents="-100500")
+    assert isinstance(event, InboundMessage)
+    assert (event.address.thread, event.text) == ("5", "hello")
+    assert dropped(update) == "not addressed to the bot", "elsewhere it is not"
+    outside = {"update_id": 900, "message": message(GROUP, text="lunch?")}
+    assert isinstance(to_inbound(outside, ACCOUNT, USERNAME, agents="-100500"), Dropped)
+
+
+def test_an_edit_says_whose_it_is():
+    edit = to_inbound({"update_id": 900, "edited_message": message(text="b", edit_date=5)}, ACCOUNT, USERNAME)
+    assert isinstance(edit, Edited)
+    assert edit.by == "7"
