@@ -29,9 +29,10 @@ from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from adapters import slack_api
-from adapters.slack_api import REFUSALS, library, tolerating, verdict, verdicts, web_client
+from adapters.slack_api import REFUSALS, asking, library, tolerating, verdict, verdicts, web_client
 from adapters.slack_blocks import BLOCK_CHARS, escape, with_buttons, with_thumbs
 from adapters.slack_events import ident, mapping, to_inbound
+from adapters.slack_files import Files
 from adapters.slack_preview import Previews
 from adapters.text import split as cut
 from bot.errors import ConfigError, DatabaseUnavailable, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
@@ -66,7 +67,8 @@ COMMAND = "/frontdesk"
 OUTBOUND = "frontdesk_outbound"
 """The event_type of the metadata that carries our id."""
 _CHANNELS = {f"{kind}:{right}" for kind in ("channels", "groups") for right in ("history", "read")}
-SCOPES = frozenset({"app_mentions:read", "chat:write", "commands", "im:history", "reactions:write"} | _CHANNELS)
+_FILES = {"files:read", "files:write"}
+SCOPES = _FILES | _CHANNELS | {"app_mentions:read", "chat:write", "commands", "im:history", "reactions:write"}
 """Of the bot token; docs/slack.md gives each its reason, slack_manifest.yaml asks for them."""
 
 Receive = Callable[[Mapping[str, Any]], Awaitable[BoltResponse]]
@@ -95,7 +97,7 @@ class SlackAdapter:
         self._client = web_client(bot_token, api_url)
         self._contact: float | None = None
         self._storing: set[asyncio.Task[Any]] = set()
-        self._previews = Previews(self._client)
+        self._previews, self._files = Previews(self._client), Files(self._client)
 
     @property
     def last_contact(self) -> float | None:
@@ -239,6 +241,8 @@ class SlackAdapter:
 
     async def send(self, message: OutboundMessage) -> Delivery:
         """Raises RetryLater, OutcomeUnknown, Undeliverable."""
+        if message.copies and not message.edits:
+            return Delivery(await self._files.copy(message, _thread(message)))
         if message.maybe_sent and not message.edits and (found := await self._find(message)):
             return Delivery(found)
         if message.kind is OutboundKind.MARK:
@@ -260,6 +264,9 @@ class SlackAdapter:
 
     async def _write(self, message: OutboundMessage) -> AsyncSlackResponse:
         words, chat = escape(message.text), message.address.chat
+        if message.only_for:
+            whisper = self._client.chat_postEphemeral
+            return await whisper(channel=chat, user=message.only_for, text=words, thread_ts=_thread(message))
         metadata = {"event_type": OUTBOUND, "event_payload": {"id": message.id}}
         if message.kind is OutboundKind.CARD:
             words = re.sub("^(.+)", r"*\1*", words, count=1)
@@ -286,14 +293,11 @@ class SlackAdapter:
         return await write()
 
     async def _find(self, message: OutboundMessage) -> str:
-        """The ts under which Slack has `message`, "" when it has not. Nothing is sent, so nothing becomes unknown."""
+        """The ts under which Slack has `message`, "" when it has not."""
         cursor = None
         for _ in range(MAX_PAGES):
-            try:
-                with verdicts(f"the last messages of {message.address.chat}"):
-                    page = await self._page(message, cursor)
-            except OutcomeUnknown as error:
-                raise RetryLater(str(error)) from None
+            with asking(f"the last messages of {message.address.chat}"):
+                page = await self._page(message, cursor)
             for said in page["messages"] or []:
                 if mapping(mapping(said, "metadata"), "event_payload").get("id") == message.id:
                     return ident(said, "ts")

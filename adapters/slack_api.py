@@ -47,6 +47,7 @@ REFUSALS = {
     "account_inactive": "the app was removed from the workspace: install it again and copy the new token",
     "cant_update_message": "the message is not the bot's own",
     "channel_not_found": "check the channel's id, and invite the bot if the channel is private",
+    "file_type_not_allowed": "the workspace does not let files of this kind in: ask its administrator",
     "invalid_auth": "the token is wrong: copy it again from the app's page at api.slack.com/apps",
     "is_archived": "unarchive the channel or choose another one",
     "message_not_found": "the message was deleted",
@@ -78,6 +79,16 @@ def verdicts(what: str) -> Iterator[None]:
         raise OutcomeUnknown(f"Slack did not answer about {what}: {type(error).__name__}") from None
     except (AttributeError, ValueError):  # the library's, over an answer that is no JSON object
         raise OutcomeUnknown(f"Slack's answer about {what} cannot be read") from None
+
+
+@contextlib.contextmanager
+def asking(what: str) -> Iterator[None]:
+    """As verdicts(), for what nobody sees: without an answer it is asked again, so nothing becomes unknown."""
+    try:
+        with verdicts(what):
+            yield
+    except OutcomeUnknown as error:
+        raise RetryLater(str(error)) from None
 
 
 def verdict(response: Any, what: str) -> DeliveryError:

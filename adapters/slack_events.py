@@ -16,6 +16,7 @@ from bot.messages import (
     Event,
     InboundKind,
     InboundMessage,
+    Left,
     Platform,
     Pressed,
     Rated,
@@ -44,6 +45,8 @@ def to_inbound(body: Mapping[str, Any], account: str, bot_user_id: str, agents: 
     event = mapping(body, "event")
     if event and body.get("type") == "event_callback" and (edited := _edited(event, account, bot_user_id)):
         return edited
+    if event.get("type") == "member_left_channel" and body.get("type") == "event_callback":
+        return Left(Platform.SLACK, account, ident(event, "channel"), ident(event, "user"))
     if reason := _not_for_us(body, event, bot_user_id, agents):
         return Dropped(Platform.SLACK, account, reason, ident(body, "event_id"))
     channel, ts, private = ident(event, "channel"), ident(event, "ts"), _is_direct(event)

@@ -16,6 +16,7 @@ from bot.messages import (
     Event,
     InboundKind,
     InboundMessage,
+    Left,
     Moved,
     Platform,
     Pressed,
@@ -109,6 +110,12 @@ def to_inbound(update: object, account: str, bot_username: str, agents: str = ""
     old, new = _whole(_table(message, "chat"), "id"), _whole(message, "migrate_to_chat_id")
     if cursor is not None and old is not None and new is not None:
         return Moved(Platform.TELEGRAM, account, str(old), str(new), cursor)
+    if (
+        cursor is not None
+        and old is not None
+        and (gone := _whole(_table(message, "left_chat_member"), "id")) is not None
+    ):
+        return Left(Platform.TELEGRAM, account, str(old), str(gone), cursor)
     reason = _unusable(update, message) or ("" if edited else _not_for_us(message, account, bot_username, agents))
     if reason:
         return Dropped(Platform.TELEGRAM, account, reason, cursor=cursor)

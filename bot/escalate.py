@@ -140,7 +140,10 @@ class Desk:
 def _in_a_line(call: Escalation, language: str) -> str:
     who = call.conversation.customer.name or call.conversation.customer.id
     reason, since = say(f"reason_{call.reason}", language), _at(call.opened_at)
-    return f"#{call.id} {reason} · {who} · {_place(call.conversation.address)} · {since}"
+    mood = call.evidence.sentiment if call.evidence else None
+    parts = (f"#{call.id} {reason}" + (f" {mood.negative:.2f}" if mood else ""), who, _place(call.conversation.address))
+    claimed = f"✋ {call.claimed_by}" if call.claimed_by else ""
+    return " · ".join(filter(None, (*parts, since, claimed)))
 
 
 def _is_wording(line: Line) -> bool:

@@ -16,7 +16,7 @@ from bot.store.reader import Reader
 
 
 def print_escalations(settings: Settings, console: Console) -> None:
-    """Print a table of what is open: first what nobody claimed, the longest wait first."""
+    """Print a table of what is open, the most urgent first."""
     engine = open_read_only(settings.database.url)
     try:
         calls = Reader(engine).open_calls(limit=500)
@@ -27,7 +27,7 @@ def print_escalations(settings: Settings, console: Console) -> None:
         return
     table = Table("#", "waiting", "why", "negative", "customer", "where", "claimed by", title="Open escalations")
     now = datetime.now(UTC)
-    for call in sorted(calls, key=lambda each: (bool(each.claimed_by), each.opened_at)):
+    for call in calls:
         table.add_row(*map(escape, _row(call, now)))
     console.print(table)
 

@@ -14,7 +14,18 @@ from bot.conversation import Overdue
 from bot.errors import DeliveryError
 from bot.escalate import CardWriter
 from bot.hours import Hours
-from bot.messages import Adapter, Address, AgentAction, Edited, InboundKind, InboundMessage, Platform, Pressed, Receipt
+from bot.messages import (
+    Adapter,
+    Address,
+    AgentAction,
+    Edited,
+    InboundKind,
+    InboundMessage,
+    Left,
+    Platform,
+    Pressed,
+    Receipt,
+)
 from bot.store.database import Writer
 from bot.store.store import Clock, Store, utc_now
 from bot.store.values import Heard, Pressing
@@ -81,8 +92,12 @@ class Members:
         if member:
             self._confirmed[person] = self._now()
         else:
-            self._confirmed.pop(person, None)
+            self.forget(person)
         return member
+
+    def forget(self, person: str) -> None:
+        """They left: the next time the platform is asked again."""
+        self._confirmed.pop(person, None)
 
 
 class Handoff:
@@ -107,6 +122,11 @@ class Handoff:
         self._on_change = on_change
         self._manners = manners
         self._now = clock
+
+    def left(self, event: Left) -> None:
+        """Somebody is not in a chat any more."""
+        if self.is_here(event.platform, event.chat):
+            self._members.forget(event.person)
 
     def is_here(self, platform: Platform, chat: str) -> bool:
         """Whether that is the agents' chat."""

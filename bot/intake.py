@@ -17,6 +17,7 @@ from bot.messages import (
     Event,
     InboundKind,
     InboundMessage,
+    Left,
     Moved,
     Platform,
     Pressed,
@@ -94,6 +95,8 @@ class Intake:
         if isinstance(event, Pressed):
             await self.press(event)
             return Receipt.ACCEPTED
+        if isinstance(event, Left):
+            return await self._let_go(event)
         message = self._cleaned(event)
         if self._handoff and self._handoff.is_here(message.address.platform, message.address.chat):
             return await self._hear_agent(self._handoff, message)
@@ -174,6 +177,11 @@ class Intake:
         if scored.receipt is Receipt.ACCEPTED:
             self._on_accepted()
         return scored.receipt
+
+    async def _let_go(self, event: Left) -> Receipt:
+        if self._handoff:
+            self._handoff.left(event)
+        return await self._drop(Dropped(event.platform, event.account, "somebody left", cursor=event.cursor))
 
     async def _drop(self, event: Dropped) -> Receipt:
         await self._writer(self._store.drop, event)

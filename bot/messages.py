@@ -166,6 +166,17 @@ class Pressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """Somebody is not in a chat any more."""
+
+    platform: Platform
+    account: str
+    chat: str
+    person: str
+    cursor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """An event that is not for us (a bot's message, an unknown update type). It still moves the cursor.
 
@@ -179,7 +190,7 @@ class Dropped:
     cursor: int | None = None
 
 
-Event = InboundMessage | Edited | Moved | Rated | Scored | Pressed | Dropped
+Event = InboundMessage | Edited | Moved | Rated | Scored | Pressed | Left | Dropped
 
 
 class Receipt(StrEnum):
@@ -203,7 +214,7 @@ class OutboundKind(StrEnum):
     WITHDRAW = "withdraw"  # takes a RELAY back, which `reply_to` names
 
 
-COPYING = frozenset({Platform.TELEGRAM})
+COPYING = frozenset({Platform.TELEGRAM, Platform.SLACK})
 """Platforms that send a message again, whatever it holds, by naming it."""
 WITH_BUTTONS = frozenset({Platform.TELEGRAM, Platform.SLACK})
 """Platforms that show buttons under what we say."""
@@ -228,7 +239,8 @@ class OutboundMessage:
     answer: ask the platform first where it can be asked. `rateable`: it goes out with a thumb up and
     a thumb down, which come back as Rated; `buttons` come back as Pressed or Scored. A MARK is no message: `text`
     is "delivered" or not, `reply_to` the message it is put to. `copies` is the event_id of a message that is sent
-    again, whatever it holds, in place of the text. `over`: the escalation of a card has ended.
+    again, whatever it holds, in place of the text. `over`: the escalation of a card has ended. `only_for`
+    is the id of the one person who is to see it, where the platform can hide it from others; "" for everybody.
     """
 
     id: str
@@ -242,6 +254,7 @@ class OutboundMessage:
     buttons: tuple[Button, ...] = ()
     copies: str = ""
     over: bool = False
+    only_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)

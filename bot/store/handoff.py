@@ -209,7 +209,8 @@ class Handoff:
     def _hint(self, session: Session, row: EscalationRow, message: InboundMessage, told: str) -> None:
         before = select(OutboundRow.id).filter_by(escalation_id=row.id, kind=OutboundKind.NOTICE, text=told)
         if session.scalar(before.limit(1)) is None:
-            self._outbox.to_agents(session, row, OutboundKind.NOTICE, told, _own_id(message))
+            who = message.customer.id
+            self._outbox.to_agents(session, row, OutboundKind.NOTICE, told, _own_id(message), only_for=who)
 
     def _tell(self, session: Session, conversation: ConversationRow, notice: str) -> None:
         """Say a fixed sentence to the customer."""

@@ -36,10 +36,12 @@ class Outbox:
         message_id: int | None = None,
         escalation_id: int | None = None,
         copies: str = "",
+        only_for: str = "",
     ) -> None:
         """Send it after everything that was put into the same lane before; into the message `begun`, "" for a new one.
 
-        `message_id` is the line of the history that it says or is about, `copies` a message to be sent again.
+        `message_id` is the line of the history that it says or is about, `copies` a message to be sent again,
+        `only_for` the person who is to see it.
         """
         row = OutboundRow(
             id=uuid.uuid4().hex,
@@ -59,6 +61,7 @@ class Outbox:
             platform_id=begun,
             error="",
             copies=copies,
+            only_for=only_for,
         )
         session.add(row)
         session.flush()
@@ -81,6 +84,7 @@ class Outbox:
         reply_to: str = "",
         message_id: int | None = None,
         copies: str = "",
+        only_for: str = "",
     ) -> None:
         """Send something about an escalation, after its card; `reply_to` "" hangs it on the card."""
         if self._agents is not None:
@@ -95,6 +99,7 @@ class Outbox:
                 message_id=message_id,
                 escalation_id=escalation.id,
                 copies=copies,
+                only_for=only_for,
             )
 
     def can_copy(self, platform: str) -> bool:

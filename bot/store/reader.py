@@ -55,11 +55,11 @@ class Reader:
             return Load(jobs, max(0.0, waited), session.scalar(calls) or 0)
 
     def open_calls(self, limit: int = 20) -> list[Escalation]:
-        """Who waits for a human, the longest wait first."""
+        """Who waits for a human: what nobody claimed, the longest wait first; of one hour, the angriest first."""
         with Session(self._engine) as session:
             waiting = select(EscalationRow).where(EscalationRow.resolved_at.is_(None))
             found = session.scalars(waiting.order_by(EscalationRow.opened_at, EscalationRow.id).limit(limit)).all()
-            return [rows.escalation(session, row) for row in found]
+            return sorted((rows.escalation(session, row) for row in found), key=_urgency)
 
     def corrections(self) -> list[str]:
         """Messages that agents said are not negative, oldest first."""
@@ -115,6 +115,12 @@ class Reader:
                 rows.escalation(session, called) if called else None,
                 session.scalar(error.order_by(JobRow.id.desc())) or "",
             )
+
+
+def _urgency(call: Escalation) -> tuple[bool, datetime, float, int]:
+    mood = call.evidence.sentiment if call.evidence else None
+    hour = call.opened_at.replace(minute=0, second=0, microsecond=0)
+    return bool(call.claimed_by), hour, -mood.negative if mood else 0.0, call.id
 
 
 def _course(row: EscalationRow) -> Course:

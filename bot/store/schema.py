@@ -176,6 +176,7 @@ class OutboundRow(Base):
     platform_id: Mapped[str]
     error: Mapped[str]
     copies: Mapped[str] = mapped_column(server_default="", default="")
+    only_for: Mapped[str] = mapped_column(server_default="", default="")
 
 
 class JobRow(Base):

@@ -446,6 +446,7 @@ class Store:
             rateable=row.kind == OutboundKind.REPLY and jobs.is_last_part(session, job, row),
             buttons=_scores(row) if row.kind == OutboundKind.ASK else (),
             copies=row.copies,
+            only_for=row.only_for,
         )
         card = rows.escalation(session, called) if called and is_card else None
         return Sending(message, card, row.unknowns, row.created_at)

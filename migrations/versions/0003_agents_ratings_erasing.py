@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.add_column("messages", sa.Column("rating", sa.Text(), nullable=False, server_default=""))
     for name in ("cut", "corrected"):
         op.add_column("messages", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
-    for table, name in (("messages", "media"), ("outbound", "copies")):
+    for table, name in (("messages", "media"), ("outbound", "copies"), ("outbound", "only_for")):
         op.add_column(table, sa.Column(name, sa.Text(), nullable=False, server_default=""))
     for name in ("claimed_by", "claimed_name", "ended", "topic"):
         op.add_column("escalations", sa.Column(name, sa.Text(), nullable=False, server_default=""))

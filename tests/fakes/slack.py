@@ -17,7 +17,8 @@ an app connects, or on redeliver(). `slack.calls` holds (method, parameters) of 
 
 A message to a chat sooner than `slack.pause_s` after the one before is a 429, which `slack.floods` counts.
 
-Faults. `slack.fail("chat.postMessage", Fault(...), ...)` breaks the next calls, one fault a call; see Fault.
+Faults. `slack.fail("chat.postMessage", Fault(...), ...)` breaks the next calls, one fault a call; see Fault. "download"
+and "upload" break the transfers of files, which `slack.put_file()` makes and `slack.shown(id)` shows.
 `await slack.disconnect()` ends the sockets, abruptly or as Slack announces it; `slack.refuse_sockets` makes a number of
 them fail in the handshake, and an address is good for one attempt, as at Slack. `slack.alive_tokens` holds the good
 tokens. Leaving the `async with` and entering it again is an outage of Slack: same port, same state.
@@ -40,7 +41,8 @@ from typing import Any, Self
 
 from aiohttp import WSMsgType, web
 
-from tests.fakes.slack_workspace import Flooded, Refused, Workspace
+from tests.fakes.slack_files import NEEDS, Files
+from tests.fakes.slack_workspace import Flooded, Refused
 
 PATIENCE_S = 10.0
 """How long any of the waiting methods waits before its TimeoutError fails the test."""
@@ -84,12 +86,12 @@ class Event:
 
 
 SCOPES = (
-    "app_mentions:read,channels:history,channels:read,chat:write,commands,"
+    "app_mentions:read,channels:history,channels:read,chat:write,commands,files:read,files:write,"
     "groups:history,groups:read,im:history,reactions:write"
 )
 
 
-class FakeSlack(Workspace):
+class FakeSlack(Files):
     """See the module's docstring. Runs on the loop of the test."""
 
     def __init__(
@@ -110,18 +112,21 @@ class FakeSlack(Workspace):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/api/"
+        return f"{self.origin}/api/"
 
     async def __aenter__(self) -> Self:
         self._closing = asyncio.Event()
         app = web.Application()
         app.router.add_route("*", "/api/{method}", self._api)
+        app.router.add_get("/files/{id}", self._download)
+        app.router.add_post("/upload/{id}", self._upload)
         app.router.add_get("/link/{ticket}", self._link)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
         self.port = self._runner.addresses[0][1]
+        self.origin = f"http://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(
@@ -348,6 +353,29 @@ class FakeSlack(Workspace):
             raise Refused("invalid_auth")
         if (token == self.app_token) is not (method == "apps.connections.open"):
             raise Refused("not_allowed_token_type")
+        if (needed := NEEDS.get(method)) and needed not in self.scopes.split(","):
+            raise Refused("missing_scope", needed=needed, provided=self.scopes)
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        id = request.match_info["id"]
+        self.downloads.append(id)
+        if self._faults["download"]:
+            return _broken(request, self._faults["download"].popleft())
+        may_read = request.headers.get("Authorization") == f"Bearer {self.bot_token}" and "files:read" in self.scopes
+        if not may_read:
+            return web.Response(status=302, headers={"Location": f"{self.origin}/?redir=%2Ffiles%2F{id}"})
+        if id not in self.contents:
+            return web.Response(status=404)
+        return web.Response(body=self.contents[id], content_type=self.files[id]["mimetype"])
+
+    async def _upload(self, request: web.Request) -> web.StreamResponse:
+        if request.content_length is None:
+            self.violations.append("an upload that does not say how long it is")
+        content = await request.read()
+        if self._faults["upload"]:
+            return _broken(request, self._faults["upload"].popleft())
+        taken = self.take(request.match_info["id"], content)
+        return web.Response(status=200 if taken else 400, text=f"OK - {len(content)}")
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_S):

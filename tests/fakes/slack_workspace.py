@@ -79,6 +79,9 @@ METHODS: Mapping[str, tuple[set[str], set[str]]] = {
         {"cursor", "limit", "oldest", "latest", "inclusive", "include_all_metadata"},
     ),
     "users.conversations": (set(), {"cursor", "limit", "types", "exclude_archived", "user", "team_id"}),
+    "files.getUploadURLExternal": ({"filename", "length"}, {"alt_txt", "snippet_type"}),
+    "files.completeUploadExternal": ({"files", "channel_id"}, {"thread_ts", "initial_comment", "blocks"}),
+    "files.info": ({"file"}, {"count", "cursor", "limit", "page"}),
     "assistant.threads.setStatus": ({"channel_id", "thread_ts", "status"}, {"loading_messages"}),
 }
 PAGE = 100
@@ -312,8 +315,10 @@ def _shown(channel: Channel) -> dict[str, Any]:
 
 
 def _page(messages: list[dict[str, Any]], parameters: dict[str, Any]) -> dict[str, Any]:
-    oldest = float(parameters.get("oldest", 0))
-    shown = [{**said, "type": "message"} for said in messages if float(said["ts"]) > oldest]
+    oldest, latest = float(parameters.get("oldest", 0)), float(parameters.get("latest", math.inf))
+    ends = (oldest, latest) if parameters.get("inclusive") in ("1", "true", True) else ()
+    within = [said for said in messages if oldest < float(said["ts"]) < latest or float(said["ts"]) in ends]
+    shown = [{**said, "type": "message"} for said in within]
     if parameters.get("include_all_metadata") not in ("1", "true", True):
         shown = [{key: value for key, value in said.items() if key != "metadata"} for said in shown]
     return _paged("messages", shown, parameters)

@@ -37,7 +37,7 @@ async def test_staff_can_ask_how_the_desk_fares_and_who_waits(house: House) -> N
     await house.hears("awful", event="2", customer="c2")
     assert await desk(" Status ", AGENTS) == say("desk_status", "en", calls=2, jobs=0)
     first, second = (await desk("open", AGENTS)).splitlines()
-    assert first.startswith("#1 An unhappy customer · Li Wei · Telegram chat-c1 · ")
+    assert first.startswith("#1 An unhappy customer 0.95 · Li Wei · Telegram chat-c1 · ")
     assert second.startswith("#2 ")
     assert await desk("status", AGENTS, "zh-hans") == say("desk_status", "zh", calls=2, jobs=0)
     assert await desk("", AGENTS) == await desk("dance", AGENTS) == say("desk_help_slack", "en")
@@ -74,7 +74,7 @@ async def test_when_the_model_fails_for_good_the_message_that_was_begun_says_so(
     house.store.began(1, "p5")
     house.engine.failures = 100
     await house.hears("hello?", event="2")
-    assert (house.telegram.sent[-1].text, house.telegram.sent[-1].edits) == (say("failed", "en"), "p5")
+    assert (house.telegram.sent[-1].text, house.telegram.sent[-1].edits) == (say("out_of_order", "en"), "p5")
 
 
 async def test_who_writes_too_long_a_message_is_told_once(house: House) -> None:
@@ -223,9 +223,18 @@ async def test_a_model_that_fails_twice_is_asked_a_third_time(house: House) -> N
 async def test_a_model_that_fails_for_good_is_told_to_the_customer_and_to_the_agents(house: House) -> None:
     house.engine.failures = 99
     await house.hears("hello")
+    assert house.telegram.said() == [say("out_of_order", "en")]
+    assert say("reason_failed", "en") in house.slack.sent[0].text
+    assert house.outcomes() == [Outcome.ESCALATED]
+
+
+async def test_a_fault_of_our_own_on_every_attempt_is_told_to_the_customer_and_to_the_agents(house: House) -> None:
+    house.engine.answer = lambda turns: str(1 // 0)
+    await house.hears("hello")
     assert house.telegram.said() == [say("failed", "en")]
     assert say("reason_failed", "en") in house.slack.sent[0].text
     assert house.outcomes() == [Outcome.DEAD]
+    assert not house.circuit.is_open
 
 
 async def test_a_long_answer_is_sent_in_parts_in_order(house: House) -> None:

@@ -25,6 +25,7 @@ from bot.messages import (
     Edited,
     InboundKind,
     InboundMessage,
+    Left,
     OutboundKind,
     OutboundMessage,
     Platform,
@@ -361,3 +362,19 @@ async def test_the_model_sees_later_what_the_agent_said(called: House) -> None:
     await called.hears("好的", event="2")
     turns = called.engine.asked[-1][1]
     assert "明天补发" in [turn.text for turn in turns][-2]  # type: ignore[attr-defined]
+
+
+async def test_who_left_the_channel_is_no_member_from_that_moment(called: House) -> None:
+    await press(called, AgentAction.CLAIM)
+    called.slack.members = set()
+    await called.intake.receive(Left(Platform.TELEGRAM, "1", AGENTS.chat, ANNA.id))
+    assert await writes(called, "somebody left another chat") is Receipt.ACCEPTED
+    await called.intake.receive(Left(AGENTS.platform, AGENTS.account, AGENTS.chat, ANNA.id))
+    assert await writes(called, "the minute is not over") is Receipt.DROPPED
+
+
+async def test_only_who_has_not_claimed_sees_that_they_have_not(called: House) -> None:
+    await press(called, AgentAction.CLAIM, ANNA)
+    await writes(called, "let me", BO)
+    (hint,) = [each for each in called.slack.sent if each.kind is OutboundKind.NOTICE]
+    assert hint.only_for == BO.id

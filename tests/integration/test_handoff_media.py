@@ -16,10 +16,12 @@ from bot.messages import (
     Address,
     AgentAction,
     Customer,
+    Delivery,
     Edited,
     InboundKind,
     InboundMessage,
     OutboundKind,
+    OutboundMessage,
     Platform,
     Pressed,
     Receipt,
@@ -31,11 +33,18 @@ ANNA = Customer("UANNA", "anna")
 GROUP = Address(Platform.TELEGRAM, "1", "-100")
 
 
-async def claimed(house: House, agents: Address) -> House:
-    """An angry customer on Telegram, whom Anna answers; the card is the first that the agents see."""
+def on_slack(text: str, number: int, **more: object) -> InboundMessage:
+    """What a customer there writes."""
+    said = replace(inbound(text, event=f"DC1:{number}"), address=Address(Platform.SLACK, "T1", "DC1"))
+    return replace(said, **more)  # type: ignore[arg-type]  # fields of its own
+
+
+async def claimed(house: House, agents: Address, first: InboundMessage | None = None) -> House:
+    """An angry customer, on Telegram unless told otherwise, whom Anna answers."""
     staff = house.slack if agents is AGENTS else house.telegram
     staff.members = {ANNA.id}
-    await house.hears("太差了", event="chat-c1:1")
+    await house.intake.receive(first or inbound("太差了", event="chat-c1:1"))
+    await house.idle()
     await house.intake.press(Pressed(agents.platform, agents.account, agents.chat, ANNA, 1, AgentAction.CLAIM))
     await house.idle()
     return house
@@ -54,6 +63,12 @@ async def together(engine: Engine, impatient_queue: None) -> AsyncIterator[House
     async with working(house):
         yield await claimed(house, GROUP)
     house.writer.close()
+
+
+@pytest.fixture
+async def slack_alone(house: House) -> House:
+    """Agents and customer are on Slack."""
+    return await claimed(house, AGENTS, on_slack("太差了", 1))
 
 
 def card_id(house: House, agents: Address) -> str:
@@ -77,7 +92,8 @@ async def edits(house: House, agents: Address, text: str, number: int = 9, by: s
 
 def to_customer(house: House) -> list[tuple[str, str, str]]:
     """What agents said to them: the text, what is copied, what is edited."""
-    return [(each.text, each.copies, each.edits) for each in house.telegram.sent if each.kind is OutboundKind.AGENT]
+    said = [*house.telegram.sent, *house.slack.sent]
+    return [(each.text, each.copies, each.edits) for each in said if each.kind is OutboundKind.AGENT]
 
 
 def relayed(house: House) -> list[tuple[str, str]]:
@@ -138,6 +154,41 @@ async def test_media_of_who_has_not_claimed_stay_where_they_are(together: House)
     receipt = await writes(together, GROUP, "photo", kind=InboundKind.MEDIA, media="photo", customer=Customer("UBO"))
     assert receipt is Receipt.DROPPED
     assert to_customer(together) == []
+
+
+# -- both on Slack
+
+
+async def test_on_slack_files_go_both_ways(slack_alone: House) -> None:
+    photo = on_slack("photo", 2, kind=InboundKind.MEDIA, media="photo https://files.example/1")
+    await slack_alone.intake.receive(photo)
+    await slack_alone.idle()
+    assert relayed(slack_alone) == [("Li Wei: [photo] https://files.example/1", ""), ("", "DC1:2")]
+    assert await writes(slack_alone, AGENTS, "发票", media="photo https://files.example/2") is Receipt.ACCEPTED
+    assert to_customer(slack_alone) == [("发票", f"{AGENTS.chat}:9", "")]
+    assert marks(slack_alone) == [DELIVERED]
+
+
+async def test_what_was_copied_under_an_unknown_id_is_copied_again_and_not_taken_back(
+    slack_alone: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = slack_alone.slack.send
+
+    async def discreet(message: OutboundMessage) -> Delivery:
+        delivery = await send(message)
+        return Delivery("") if message.copies else delivery
+
+    monkeypatch.setattr(slack_alone.slack, "send", discreet)
+    await writes(slack_alone, AGENTS, "发票", media="photo")
+    await edits(slack_alone, AGENTS, "新的发票")
+    assert to_customer(slack_alone) == [(text, f"{AGENTS.chat}:9", "") for text in ("发票", "新的发票")]
+    await slack_alone.intake.receive(on_slack("photo", 2, kind=InboundKind.MEDIA, media="photo"))
+    await slack_alone.idle()
+    await slack_alone.intake.receive(on_slack("forget yes", 3, kind=InboundKind.COMMAND))
+    await slack_alone.idle()
+    withdrawn = [each.reply_to for each in slack_alone.slack.sent if each.kind is OutboundKind.WITHDRAW]
+    assert len(withdrawn) == 1
+    assert withdrawn[0]
 
 
 # -- edits of agents

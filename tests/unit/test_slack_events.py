@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapters.slack_blocks import escape
 from adapters.slack_events import plain, to_inbound
-from bot.messages import Address, Dropped, Edited, InboundKind, InboundMessage, Platform
+from bot.messages import Address, Dropped, Edited, InboundKind, InboundMessage, Left, Platform
 
 TEAM, BOT = "T1", "U0BOT"
 SPECS = Path(__file__).parents[3] / "shared" / "specs" / "slack-events"
@@ -280,3 +280,8 @@ def test_an_edit_says_whose_it_is() -> None:
     edit = to_inbound(body, TEAM, BOT)
     assert isinstance(edit, Edited)
     assert edit.by == "U1"
+
+
+def test_who_leaves_a_channel_is_known_to_have_left() -> None:
+    left = envelope({"type": "member_left_channel", "user": "U1", "channel": "C1", "channel_type": "C"})
+    assert to_inbound(left, TEAM, BOT) == Left(Platform.SLACK, TEAM, "C1", "U1")

@@ -14,7 +14,7 @@ from adapters.slack import SCOPES
 from bot.cli import app
 from tests.fakes.slack import SCOPES as GRANTED
 
-EVENTS = ["app_mention", "message.channels", "message.groups", "message.im"]
+EVENTS = ["app_mention", "member_left_channel", "message.channels", "message.groups", "message.im"]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.telegram_updates import Question, find_here, to_inbound, to_question
-from bot.messages import Address, Customer, Dropped, Edited, InboundKind, InboundMessage, Moved, Platform
+from bot.messages import Address, Customer, Dropped, Edited, InboundKind, InboundMessage, Left, Moved, Platform
 
 ACCOUNT, USERNAME = "4242", "Shop_Bot"
 WANG = {"id": 7, "is_bot": False, "first_name": "芳", "last_name": "王", "language_code": "zh-hans"}
@@ -380,3 +380,9 @@ def test_an_edit_says_whose_it_is():
     edit = to_inbound({"update_id": 900, "edited_message": message(text="b", edit_date=5)}, ACCOUNT, USERNAME)
     assert isinstance(edit, Edited)
     assert edit.by == "7"
+
+
+def test_who_leaves_a_group_is_known_to_have_left():
+    gone = {"left_chat_member": {"id": 42, "is_bot": False, "first_name": "Bo"}}
+    update = {"update_id": 900, "message": message(GROUP, **gone)}
+    assert to_inbound(update, ACCOUNT, USERNAME) == Left(Platform.TELEGRAM, ACCOUNT, "-100500", "42", 900)
