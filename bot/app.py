@@ -19,6 +19,7 @@ from adapters.console import ConsoleAdapter
 from bot import log
 from bot.attend import Attendant, Manners
 from bot.catalogue import language_of, say
+from bot.circuit import Circuit
 from bot.config import Settings
 from bot.conversation import Line, Overdue
 from bot.deliver import Deliverer
@@ -65,6 +66,7 @@ class App:
     adapters: Mapping[Platform, Adapter]
     console: ConsoleAdapter
     attendant: Attendant
+    circuit: Circuit
     deliverer: Deliverer
     hooks: Mapping[str, Hook]
     handoff: Handoff | None
@@ -150,13 +152,13 @@ class App:
             for platform, adapter in self.adapters.items()
             if platform in (Platform.TELEGRAM, Platform.SLACK)
         }
-        return Health(database, self.engine.alive, contacts)
+        return Health(database, self.engine.alive and not self.circuit.is_open, contacts)
 
 
 def build(settings: Settings, engine: Engine, console: Console | None = None) -> App:
     """Wire the parts. The database must have been upgraded."""
     database = open_engine(settings.database.url)
-    writer, metrics = Writer(), Metrics()
+    writer, metrics, circuit = Writer(), Metrics(), Circuit()
     store, reader = Store(database, cards_to(settings)), Reader(database)
     terminal = ConsoleAdapter(console or Console(), partial(emoji, settings))
     desk = Desk(reader, writer, cards_to(settings))
@@ -207,7 +209,8 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         ),
         adapters,
         terminal,
-        Attendant(store, writer, engine, adapters, behaviour, metrics, queue.wake),
+        Attendant(store, writer, engine, adapters, behaviour, metrics, queue.wake, circuit),
+        circuit,
         Deliverer(
             store,
             writer,

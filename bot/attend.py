@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import structlog
 
 from bot.catalogue import language_of, languages, say, say_when
+from bot.circuit import Circuit
 from bot.conversation import Author, Call, Line, Outcome, Owner, Reason
 from bot.deliver import Progress
 from bot.errors import EngineError
@@ -17,7 +20,23 @@ from bot.escalate import CardWriter
 from bot.hours import Hours
 from bot.messages import MARKS, Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
 from bot.metrics import Metrics
-from bot.policy import Decision, Heard, Limits, decide, forgets, needs_model, shed
+from bot.policy import (
+    CAUGHT_UP,
+    OUT_OF_ORDER,
+    SLOW,
+    SLOW_AFTER,
+    TOO_LATE,
+    TOO_LATE_AFTER,
+    Decision,
+    Heard,
+    Instead,
+    Limits,
+    decide,
+    forgets,
+    needs_model,
+    shed,
+    stand_in,
+)
 from bot.store.database import Writer
 from bot.store.jobs import Claim
 from bot.store.store import Clock, Store, utc_now
@@ -26,7 +45,7 @@ from engine.types import Engine, LabelRole, Reply, Speaker, TextRole, Turn
 
 log = structlog.get_logger(__name__)
 
-_AWAITED = ("human_called", "human_already_called", "status_waiting", "failed")
+_AWAITED = ("human_called", "human_already_called", "status_waiting", "failed", "out_of_order", "too_late")
 """Sentences that promise a colleague, who may not be there just now."""
 
 
@@ -58,6 +77,7 @@ class Attendant:
         manners: Manners,
         metrics: Metrics,
         on_settled: Callable[[], None],
+        circuit: Circuit,
         clock: Clock = utc_now,
     ) -> None:
         self._now = clock
@@ -68,6 +88,8 @@ class Attendant:
         self._manners = manners
         self._metrics = metrics
         self._on_settled = on_settled
+        self._circuit = circuit
+        self._broken_at = self._caught_up_at = clock()
 
     async def __call__(self, claim: Claim) -> None:
         """Attend once. Raises EngineError for the queue to retry, LeaseLost when another worker took over."""
@@ -98,6 +120,9 @@ class Attendant:
     async def _attend(self, waiting: Waiting) -> Settlement:
         if not waiting.lines:
             return Settlement()
+        waited = (now := self._now()) - waiting.lines[0].at
+        if waited < CAUGHT_UP:
+            self._caught_up_at = now
         silent = waiting.conversation.owner is Owner.HUMAN
         moods, reply, seen = dict[int, Sentiment](), None, ""
         if silent:
@@ -105,10 +130,17 @@ class Attendant:
         elif not forgets(waiting.lines):
             if self._manners.limits.passed(waiting.pace):
                 return self._shed(waiting)
-            moods, reply, seen = await self._ask_engine(waiting)
+            if waited > TOO_LATE_AFTER and _texts(waiting.lines):
+                return self._stand_in(waiting, TOO_LATE, since=self._caught_up_at)
+            asked = await self._ask_if_well(waiting)
+            if asked is None:
+                return self._stand_in(waiting, OUT_OF_ORDER, since=self._broken_at)
+            moods, reply, seen = asked
         heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
         told = any(line.cut for line in waiting.history)
         decision = decide(heard, waiting.conversation.owner, self._manners.keywords, told)
+        if waited > SLOW_AFTER and not (silent or decision.forget or _was_told(waiting, SLOW, self._caught_up_at)):
+            decision = replace(decision, before=(SLOW, *decision.before))
         verdicts = _verdicts(heard, decision.call, Outcome.SILENT if silent else Outcome.ANSWERED)
         if decision.language:
             waiting = _speaking(waiting, decision.language)
@@ -125,8 +157,19 @@ class Attendant:
     def _shed(self, waiting: Waiting) -> Settlement:
         owner, keywords = waiting.conversation.owner, self._manners.keywords
         decision = shed(waiting.lines, owner, keywords, told=waiting.pace.shed)
-        verdicts = _verdicts([Heard(line) for line in waiting.lines], decision.call, Outcome.SHED)
-        return Settlement(verdicts, tuple(self._says(waiting, decision, None)), decision.call)
+        return self._unread(waiting, decision, Outcome.SHED)
+
+    def _stand_in(self, waiting: Waiting, instead: Instead, since: datetime) -> Settlement:
+        owner, keywords = waiting.conversation.owner, self._manners.keywords
+        told = _was_told(waiting, instead.sentence, since)
+        return self._unread(waiting, stand_in(waiting.lines, owner, keywords, instead, told), instead.outcome)
+
+    def _unread(self, waiting: Waiting, decision: Decision, others: Outcome) -> Settlement:
+        verdicts = _verdicts([Heard(line) for line in waiting.lines], decision.call, others)
+        if decision.language:
+            waiting = _speaking(waiting, decision.language)
+        says, relays = tuple(self._says(waiting, decision, None)), tuple(self._relays(waiting, {}))
+        return Settlement(verdicts, says, decision.call, decision.language, relays=relays)
 
     def _says(self, waiting: Waiting, decision: Decision, reply: Reply | None) -> list[Say]:
         says = [self._notice(key, waiting) for key in decision.before]
@@ -156,6 +199,36 @@ class Attendant:
 
     # -- what the model says ---------------------------------------------------------------------
 
+    async def _ask_if_well(self, waiting: Waiting) -> tuple[dict[int, Sentiment], Reply | None, str] | None:
+        """None where the engine is out of order, or just proved to be. Raises EngineError for a retry."""
+        if not _texts(waiting.lines):
+            return {}, None, ""
+        if not self._circuit.lets_through():
+            return None
+        try:
+            with self._watched():
+                return await self._ask_engine(waiting)
+        except EngineError as error:
+            if not self._circuit.is_open:
+                raise
+            log.warning("not answered", error=str(error))
+            return None
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Whether the engine fails is counted once for all that is asked about a conversation together."""
+        try:
+            yield
+        except EngineError as error:
+            if self._circuit.failed():
+                self._broken_at = self._now()
+                self._metrics.circuit(True)
+                log.error("the engine is out of order; humans are called until it answers again", error=str(error))
+            raise
+        if self._circuit.succeeded():
+            self._metrics.circuit(False)
+            log.info("the engine answers again")
+
     async def _ask_engine(self, waiting: Waiting) -> tuple[dict[int, Sentiment], Reply | None, str]:
         """Mood and reply are asked for at the same time; the mood is there first and shown at once.
 
@@ -184,8 +257,12 @@ class Attendant:
 
     async def _read_moods(self, waiting: Waiting) -> dict[int, Sentiment]:
         """For a human who owns the conversation: what their customer says reaches them also where the model fails."""
+        texts = _texts(waiting.lines)
+        if not texts or not self._circuit.lets_through():
+            return {}
         try:
-            return dict([await self._mood(line) for line in _texts(waiting.lines)])
+            with self._watched():
+                return dict([await self._mood(line) for line in texts])
         except EngineError as error:
             log.warning("mood not read", error=str(error))
             return {}
@@ -227,6 +304,13 @@ def _speaking(waiting: Waiting, language: str) -> Waiting:
     )
 
 
+def _was_told(waiting: Waiting, key: str, since: datetime) -> bool:
+    """Whether a sentence without fields was said, in any language."""
+    sentences = tuple(say(key, code) for code in languages())
+    notices = [line for line in waiting.history if line.author is Author.NOTICE and line.at >= since]
+    return any(line.text.startswith(sentences) for line in notices)
+
+
 def to_turns(lines: Sequence[Line]) -> list[Turn]:
     """The history as the model sees it: words only, and neighbours of one speaker joined, as the template expects."""
     turns: list[Turn] = []
@@ -260,7 +344,7 @@ def _texts(lines: Sequence[Line]) -> list[Line]:
 
 
 def _verdicts(heard: Sequence[Heard], call: Call | None, others: Outcome) -> tuple[Verdict, ...]:
-    evidence = call.message_id if call else None
+    evidence = call.message_id if call and call.reason is not Reason.OVERLOAD else None  # nothing was read there
     return tuple(
         Verdict(each.line.id, Outcome.ESCALATED if each.line.id == evidence else others, each.sentiment)
         for each in heard

@@ -56,7 +56,7 @@ class Outcome(StrEnum):
     SILENT = "silent"  # a human owns the conversation
     DEAD = "dead"  # every attempt failed; a human was called
     NOTED = "noted"  # an edit of what was settled before: kept, and on the card where a human was called
-    SHED = "shed"  # too much in one minute: neither read nor answered
+    SHED = "shed"  # too much in one minute, or its turn came too late: neither read nor answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,8 @@ class Reason(StrEnum):
 
     NEGATIVE = "negative"  # a message was judged negative
     ASKED = "asked"  # the customer asked for a person
-    FAILED = "failed"  # the model failed on every attempt
+    FAILED = "failed"  # the model failed on every attempt, or so often that it is not asked
+    OVERLOAD = "overload"  # a message waited too long for its turn
     UNDELIVERED = "undelivered"  # a reply could not be delivered
     ERASED = "erased"  # nobody is called any more: the customer had everything erased
 

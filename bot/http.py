@@ -45,7 +45,8 @@ Hook = Callable[[Mapping[str, str], bytes], Awaitable[tuple[int, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is well just now. `contacts`: the time.time() of each platform's last exchange, None before the first."""
+    """What is well just now; an engine that keeps failing is not. `contacts`: the time.time() of each platform's last
+    exchange, None before the first."""
 
     database: bool
     engine: bool

@@ -24,6 +24,10 @@ class Metrics:
         self._first_token = Histogram(
             "frontdesk_first_token_seconds", "Time to a reply's first token", buckets=_SECONDS, registry=self.registry
         )
+        self._openings = self._counter("circuit_openings", "Times that the engine failed too often to be asked")
+        self._circuit = Gauge(
+            "frontdesk_circuit_open", "1 while the engine is not asked because it fails, else 0", registry=self.registry
+        )
         self._queue_age = Gauge("frontdesk_queue_age_seconds", "Age of the oldest due job", registry=self.registry)
         self._open = Gauge("frontdesk_open_escalations", "Open calls for a human", registry=self.registry)
 
@@ -50,6 +54,11 @@ class Metrics:
 
     def first_token(self, seconds: float) -> None:
         self._first_token.observe(seconds)
+
+    def circuit(self, is_open: bool) -> None:
+        """It changed."""
+        self._openings.inc(is_open)
+        self._circuit.set(is_open)
 
     def load(self, queue_age_s: float, open_escalations: int) -> None:
         self._queue_age.set(queue_age_s)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import lru_cache
 
 from bot.catalogue import languages
-from bot.conversation import Call, Line, Owner, Pace, Reason
+from bot.conversation import Call, Line, Outcome, Owner, Pace, Reason
 from bot.messages import InboundKind, Sentiment
 
 HUMAN, FORGET = "human", "forget"
@@ -51,6 +52,28 @@ class Decision:
     forget: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """What happens instead of the model's answer: why a human is called, the key of what the customer is told, and what
+    becomes of messages that are not why."""
+
+    reason: Reason
+    sentence: str
+    outcome: Outcome
+
+
+OUT_OF_ORDER = Instead(Reason.FAILED, "out_of_order", Outcome.ANSWERED)
+"""The engine fails again and again."""
+TOO_LATE = Instead(Reason.OVERLOAD, "too_late", Outcome.SHED)
+"""The turn of a message came too late."""
+SLOW = "slow"
+"""The key of what a customer is told who had to wait for their turn."""
+SLOW_AFTER, TOO_LATE_AFTER = timedelta(seconds=20), timedelta(seconds=120)
+"""How long a message may wait for its turn."""
+CAUGHT_UP = timedelta(seconds=1)
+"""When turns come as fast as that, nobody waits any more."""
+
+
 def decide(heard: Sequence[Heard], owner: Owner, keywords: Sequence[str], told_too_long: bool = False) -> Decision:
     """Answer, escalate, or both. A customer who is heard by the bot always gets an answer of some kind; and whoever
     owns the conversation, what was written can be erased.
@@ -80,6 +103,20 @@ def shed(lines: Sequence[Line], owner: Owner, keywords: Sequence[str], told: boo
     call = _call([Heard(line) for line in lines], keywords)
     before = () if told or call else ("too_fast",)
     return Decision(False, before, _hand_over(call, owner), call)
+
+
+def stand_in(lines: Sequence[Line], owner: Owner, keywords: Sequence[str], instead: Instead, told: bool) -> Decision:
+    """The same where the model is not asked: commands and who asks for a person go on as ever, for the rest a human is
+    called.
+
+    `told`: the customer was told so already, and is not told again.
+    """
+    decision = decide([Heard(line) for line in lines], owner, keywords, told_too_long=True)
+    if not decision.answer or decision.call:
+        return replace(decision, answer=False)
+    newest = next(line for line in reversed(lines) if line.kind is InboundKind.TEXT)
+    after = () if told else (instead.sentence,)
+    return replace(decision, answer=False, after=after, call=Call(instead.reason, newest.id))
 
 
 def needs_model(lines: Sequence[Line], keywords: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from bot.app import emoji, handoff_manners, manners
 from bot.attend import Attendant
+from bot.circuit import Circuit
 from bot.config import Settings
 from bot.conversation import Outcome
 from bot.deliver import Deliverer
@@ -41,6 +42,7 @@ class House:
         self.engine, self.seconds = ScriptedEngine(), 0.0
         self.telegram, self.slack = RecordingAdapter(), RecordingAdapter(Platform.SLACK)
         self.writer, self.metrics = Writer(), Metrics()
+        self.circuit = Circuit(lambda: clock().timestamp())
         self.store, self.reader = Store(database, agents, clock), Reader(database)
         adapters = {Platform.TELEGRAM: self.telegram, Platform.SLACK: self.slack}
         self.queue = EmbeddedQueue(
@@ -62,7 +64,15 @@ class House:
         )
         self.handlers = {
             JobKind.ATTEND: Attendant(
-                self.store, self.writer, self.engine, adapters, manners(settings), self.metrics, wake, clock
+                self.store,
+                self.writer,
+                self.engine,
+                adapters,
+                manners(settings),
+                self.metrics,
+                wake,
+                self.circuit,
+                clock,
             ),
             JobKind.DELIVER: Deliverer(
                 self.store, self.writer, adapters, cards, self.metrics, lambda attempt: backoff(attempt, CAP)

@@ -8,7 +8,7 @@ import pytest
 
 from bot.conversation import Author, Line, Owner, Pace, Reason
 from bot.messages import InboundKind, Sentiment
-from bot.policy import Heard, Limits, asks_for_human, decide, shed
+from bot.policy import OUT_OF_ORDER, TOO_LATE, Heard, Limits, asks_for_human, decide, shed, stand_in
 
 KEYWORDS = ("人工", "human", "agent")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -121,6 +121,45 @@ def test_who_writes_too_much_still_reaches_a_person(told: bool) -> None:
     assert decision.call is not None
     assert (decision.call.reason, decision.call.message_id) == (Reason.ASKED, 2)
     assert (decision.answer, decision.before, decision.after) == (False, (), ("human_called",))
+
+
+# -- without the model -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("owner", [Owner.BOT, Owner.WAITING])
+def test_without_the_model_a_human_is_called_and_the_customer_told_so_once(owner: Owner) -> None:
+    lines = [heard("几点开门？", number=1).line, heard("太差了", 0.99, number=2).line]
+    first, later = (stand_in(lines, owner, KEYWORDS, OUT_OF_ORDER, told) for told in (False, True))
+    assert (first.answer, first.before, first.after) == (False, (), ("out_of_order",))
+    assert (later.answer, later.before, later.after) == (False, (), ())
+    for decision in (first, later):
+        assert decision.call is not None
+        assert (decision.call.reason, decision.call.message_id) == (Reason.FAILED, 2)
+
+
+@pytest.mark.parametrize("text", ["人工", "我的订单没到，我要转人工客服"])
+def test_without_the_model_who_asks_for_a_person_hears_what_they_always_hear(text: str) -> None:
+    decision = stand_in([heard(text).line, heard("so?", number=2).line], Owner.BOT, KEYWORDS, OUT_OF_ORDER, told=False)
+    assert decision.call is not None
+    assert (decision.call.reason, decision.call.message_id) == (Reason.ASKED, 1)
+    assert (decision.answer, decision.before, decision.after) == (False, (), ("human_called",))
+
+
+def test_agents_can_tell_a_queue_that_is_too_long_from_a_model_that_fails() -> None:
+    decision = stand_in([heard("hello").line], Owner.BOT, KEYWORDS, TOO_LATE, told=False)
+    assert decision.call is not None
+    assert (decision.call.reason, decision.after) == (Reason.OVERLOAD, ("too_late",))
+
+
+def test_without_the_model_a_command_calls_nobody_and_words_beside_it_do() -> None:
+    command, words = heard("help", kind=InboundKind.COMMAND, number=2).line, heard("hello", number=1).line
+    alone, beside = (
+        stand_in(lines, Owner.BOT, KEYWORDS, OUT_OF_ORDER, False) for lines in ([command], [words, command])
+    )
+    assert (alone.answer, alone.before, alone.after, alone.call) == (False, ("help",), (), None)
+    assert (beside.before, beside.after) == (("help",), ("out_of_order",))
+    assert beside.call is not None
+    assert beside.call.message_id == 1, "the words are what is to be answered"
 
 
 # -- what customers ask of us ----------------------------------------------------------------------

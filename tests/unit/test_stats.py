@@ -81,7 +81,7 @@ def test_where_nobody_wrote_the_json_has_the_same_keys_with_zeros_and_nulls(engi
         "thumbs_up": 0,
         "thumbs_down": 0,
         "escalations": 0,
-        "by_reason": {"negative": 0, "asked": 0, "failed": 0, "undelivered": 0},
+        "by_reason": {"negative": 0, "asked": 0, "failed": 0, "overload": 0, "undelivered": 0},
         "open": 0,
         "resolved": 0,
         "handed_back": 0,
@@ -110,7 +110,7 @@ def test_escalations_are_told_apart_by_reason_and_by_how_they_ended(store: Store
     press(store, 3, AgentAction.RETURN)
     found = figures(database_url)
     assert found["escalations"] == 4
-    assert found["by_reason"] == {"negative": 2, "asked": 1, "failed": 1, "undelivered": 0}
+    assert found["by_reason"] == {"negative": 2, "asked": 1, "failed": 1, "overload": 0, "undelivered": 0}
     assert (found["open"], found["resolved"], found["handed_back"]) == (2, 1, 1)
 
 
