@@ -239,21 +239,23 @@ class Attendant:
             conversation.address, conversation.customer.id, newest.id, newest.reply_to, begun=conversation.begun
         )
         adapter = self._adapters.get(conversation.address.platform)
+        reply: asyncio.Task[Reply] | None = None
         async with Progress(
             adapter,
             preview,
             may_speak=lambda: self._writer(self._store.may_speak, conversation.id),
             began=lambda begun: self._writer(self._store.began, conversation.id, begun),
+            on_over=lambda: bool(reply and reply.cancel()),  # nobody will read the rest
         ) as progress:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     moods = [tasks.create_task(self._mood(line, progress)) for line in _texts(waiting.lines)]
-                    reply = None
                     if needs_model(waiting.lines, self._manners.keywords):
                         reply = tasks.create_task(self._reply(waiting, progress))
             except* EngineError as group:
                 raise group.exceptions[0] from None
-        return dict(task.result() for task in moods), reply.result() if reply else None, progress.seen
+        whole = reply.result() if reply and not reply.cancelled() else None
+        return dict(task.result() for task in moods), whole, progress.seen
 
     async def _read_moods(self, waiting: Waiting) -> dict[int, Sentiment]:
         """For a human who owns the conversation: what their customer says reaches them also where the model fails."""

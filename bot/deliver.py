@@ -137,8 +137,8 @@ def _anew(message: OutboundMessage) -> OutboundMessage:
 class Progress:
     """Shows a reply on its way: one call at a time, never more often than `every`, renewed before typing expires.
 
-    Words are the beginning of a reply, so `may_speak` is asked before any are shown, and a no ends the preview. `began`
-    is told the platform's id of a message that the reply is written into.
+    Words are the beginning of a reply, so `may_speak` is asked before any are shown; a no ends the preview and calls
+    `on_over`. `began` is told the platform's id of a message that the reply is written into.
     """
 
     _LAST_S, _CURRENT_S = 1.0, 5.0
@@ -150,6 +150,7 @@ class Progress:
         preview: Preview,
         may_speak: Callable[[], Awaitable[bool]],
         began: Callable[[str], Awaitable[None]],
+        on_over: Callable[[], object] = lambda: None,
         every: float = 0.1,
         renew: float = 4.0,
     ) -> None:
@@ -157,6 +158,7 @@ class Progress:
         self._preview = preview
         self._may_speak = may_speak
         self._began = began
+        self._on_over = on_over
         self._every = every
         self._renew = renew
         self._shown: Preview | None = None
@@ -199,6 +201,7 @@ class Progress:
         preview = self._preview
         if preview.text and not await self._may_speak():
             log.info("preview ended, a human took over")
+            self._on_over()
             await adapter.preview(replace(preview, text="", over=True))
             return False
         if begun := await adapter.preview(preview):
