@@ -73,7 +73,16 @@ def leave_no_trace(engine: Engine) -> None:
 
 
 def open_read_only(url: str) -> Engine:
-    """An engine for a second process that only looks. Raises DatabaseUnavailable when there is no file."""
+    """An engine for a second process that only looks.
+
+    Raises DatabaseUnavailable when there is no database, or one of another version.
+    """
+    if pending_migrations(url):
+        raise DatabaseUnavailable(f"{file_of(url)} has not the newest schema: run `frontdesk db upgrade`")
+    return _open_any(url)
+
+
+def _open_any(url: str) -> Engine:
     file = file_of(url)
     if not file.exists():
         raise DatabaseUnavailable(f"{file} does not exist yet: `frontdesk run` or `frontdesk db upgrade` creates it")
@@ -145,7 +154,7 @@ def pending_migrations(url: str) -> bool:
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    engine = open_read_only(url)
+    engine = _open_any(url)
     try:
         with engine.connect() as connection:
             current = MigrationContext.configure(connection).get_current_revision()

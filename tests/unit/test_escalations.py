@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from datetime import timedelta
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 from sqlalchemy import Engine
 
 from bot.config import DatabaseSection, Settings
 from bot.conversation import Call, Outcome, Reason
+from bot.errors import DatabaseUnavailable
 from bot.escalations import print_escalations
 from bot.messages import AgentAction, Customer, Pressed, Sentiment
 from bot.store.jobs import JobKind
@@ -59,3 +62,9 @@ def test_what_nobody_claimed_stands_before_what_somebody_did(store: Store, datab
         (False, False, True),
         (True, True, False),
     ]
+
+
+def test_a_database_of_another_version_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "old.db").touch()
+    with pytest.raises(DatabaseUnavailable, match="run `frontdesk db upgrade`"):
+        printed(f"sqlite:///{tmp_path}/old.db")
