@@ -29,6 +29,8 @@ MENDED, FILLED = 0.2, 30
 """Share of messages made of halves of two others; messages a template gives to the judge."""
 SCATTER, FORGET = 0.06, 0.05
 """Shares of a message's tokens that are spelt in pieces, or left out: real people write words we have not seen."""
+ASKED = 0.5
+"""Share of questions to answer that come from the files about what customers want; the rest from all."""
 SHARES = {
     "online_shopping": 0.28,
     "goemotions": 0.12,
@@ -83,6 +85,7 @@ class Teacher:
         self._moods = {name: _by_mood(found) for name, found in learned.items()}
         self._turned = _by_mood([each for each in learned["written"] if each.text in texts.turned()])
         self._intents = _by_language_and_intent(learned["written"])
+        self._asked = _by_language_and_intent([each for each in learned["written"] if each.text in texts.asked()])
         self._more_intents = learned["bitext"]
         self._templates = texts.templates(texts.CORPUS)
         self._mood, self._intent = roles.sentiment(), roles.intent()
@@ -95,7 +98,7 @@ class Teacher:
     # -- labels ------------------------------------------------------------------------------------
 
     def moods(self, count: int, turned: float = 0.0) -> list[Example]:
-        """Messages and their moods; a share of negations and contrasts besides those that come by chance."""
+        """Messages and their moods; a share of turned ones besides those that come by chance."""
         sources = self._random.choices(list(SHARES), list(SHARES.values()), k=count)
         return [self._mood_of(each, turned) for each in sources]
 
@@ -221,10 +224,12 @@ class Teacher:
         return example
 
     def _asking_for_words(self, language: str) -> Message:
-        """What is said in more ways needs more examples."""
+        """What is said in more ways needs more examples. Praise of goods outnumbers thanks for help by far, and must
+        not crowd them out."""
         intents = [each for each in self._intents if each[0] == language]
         (intent,) = self._random.choices(intents, [len(self._intents[each]) ** 0.4 for each in intents])
-        return texts.vary(self._random.choice(self._intents[intent]), self._random)
+        asked = self._asked.get(intent, []) if self._random.random() < ASKED else []
+        return texts.vary(self._random.choice(asked or self._intents[intent]), self._random)
 
     def _ask(self, example: Example, text: str, first: bool, odds: dict[int, float]) -> None:
         """A customer's turn up to where the assistant begins, as the template has it."""

@@ -28,7 +28,7 @@ INTENT_LABEL = {"order": "订单", "delivery": "物流", "refund": "退款", "in
 OTHER = "其他"
 
 _PRAISED, _CRITICISED = "thanks", "complaint"
-_UNANSWERED = ("neutral",)
+_UNANSWERED = ("neutral", "factual-positive")
 """Sections of the mood files without an intent of their own."""
 
 
@@ -74,15 +74,21 @@ def written() -> tuple[Message, ...]:
 
 @cache
 def turned() -> frozenset[str]:
-    """The messages of corpus/*.txt in which a word turns the others' meaning: negations and contrasts."""
+    """The messages of corpus/*.txt in which a word turns the others' meaning: negations, contrasts and comparisons."""
     files = sorted(CORPUS.glob("mood*.txt"))
     return frozenset(
         message.text
         for file in files
         for section, messages in read_sections(file).items()
-        if section.startswith(("negation", "contrast"))
+        if section.startswith(("negation", "contrast", "comparison"))
         for message in messages
     )
+
+
+@cache
+def asked() -> frozenset[str]:
+    """The messages of corpus/intents*.txt, which want something; those of the mood files praise or criticise."""
+    return frozenset(message.text for message in _messages(CORPUS, "intents*"))
 
 
 def held_out_replies() -> list[Message]:

@@ -36,7 +36,7 @@ from engine.sampling import penalise_rows
 
 SEED = 20
 ENTRIES = 8_000
-STEPS, WARM_UP, END_STEPS = 6_000, 150, 1_000
+STEPS, WARM_UP, END_STEPS = 9_500, 150, 4_500
 RATE, END_RATE, FINAL_SHARE = 1.5e-3, 6e-4, 0.03
 TURNED, END_TURNED = 0.08, 0.25
 """Share of messages in which a word turns the others' meaning; at the end, once the words are known, there are more."""

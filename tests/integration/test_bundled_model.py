@@ -30,6 +30,7 @@ UNHAPPY = [
     "The mug arrived broken and nobody answers my emails.",
     "I am really disappointed, this is not what I ordered.",
     "Delivery was quick but the kettle does not work at all.",
+    "Worst service ever, I want my money back!",
 ]
 CONTENT = [
     "Hi! My parcel arrived this morning and I love it. Thank you!",
@@ -43,8 +44,8 @@ CONTENT = [
     "It's not bad",
 ]
 
-MISREAD = ["Worst service ever, I want my money back!"]
-"""Unhappy, and judged 0.68: short of the threshold."""
+MISREAD = ["不是不好", "The food was not bad"]
+"""Not unhappy, and judged 0.83 and 0.91."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ async def test_the_unhappy_are_escalated_and_the_others_are_not(desk: App, setti
 @pytest.mark.xfail(reason="the bundled model is small and misreads some; its card says how many")
 async def test_what_the_model_still_misreads(desk: App) -> None:
     found = await traces(desk, MISREAD)
-    assert all(found[text].escalation is not None for text in MISREAD)
+    assert all(found[text].escalation is None for text in MISREAD)
 
 
 async def test_the_demo_s_customers_are_judged_as_the_script_means_them(desk: App) -> None:
