@@ -34,6 +34,7 @@ from bot.model import load_engine, model_path, reply_role, sentiment_role
 from bot.policy import Limits
 from bot.queue import Handler
 from bot.queue.embedded import EmbeddedQueue, backoff
+from bot.retention import Retention
 from bot.store.database import Database, Writer, open_engine, single_writer, upgrade
 from bot.store.jobs import JobKind
 from bot.store.reader import Reader
@@ -70,6 +71,7 @@ class App:
     deliverer: Deliverer
     hooks: Mapping[str, Hook]
     handoff: Handoff | None
+    retention: Retention
     stopped: set[Platform] = field(default_factory=set)
     url: str = ""  # of /health, /metrics and the chat page, once they are served
 
@@ -135,6 +137,7 @@ class App:
                 load = await self.writer(self.reader.load)
                 if self.handoff is not None:
                     await self.handoff.sweep()
+                await self.retention.sweep()
             except DatabaseUnavailable as error:
                 logger.error("the database is away", error=str(error))
             else:
@@ -222,6 +225,7 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         ),
         dict(_hooks(settings, adapters)),
         handoff,
+        Retention(store, writer, engine, timedelta(days=settings.privacy.keep_days), queue.wake),
     )
 
 

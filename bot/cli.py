@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bot.errors import FrontdeskError
+from bot.messages import Platform
 
 app = typer.Typer(
     name="frontdesk",
@@ -35,6 +36,8 @@ class Role(StrEnum):
     INTENT = "intent"
 
 
+Of = Annotated[Platform, typer.Argument(help="Where the customer writes.")]
+CustomerId = Annotated[str, typer.Argument(help="The platform's id of the customer; cards show it beside the name.")]
 Config = Annotated[Path, typer.Option("--config", help="The settings; .env is read beside it.")]
 CONFIG = Path("config.toml")
 
@@ -168,6 +171,40 @@ def stats(
     print_stats(load_without_tokens(config), days, as_json, Console())
 
 
+@app.command()
+def forget(
+    platform: Of,
+    customer_id: CustomerId,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = CONFIG,
+) -> None:
+    """Erase one customer, as /forget does; while no service runs. Exit code 1 if you say no."""
+    from rich.console import Console
+
+    from bot.config import load_without_tokens
+    from bot.privacy import forget
+
+    sure = forget(
+        load_without_tokens(config), platform, customer_id, lambda asked: yes or typer.confirm(asked), Console()
+    )
+    raise typer.Exit(0 if sure else 1)
+
+
+@app.command("export-customer")
+def export_customer(
+    platform: Of,
+    customer_id: CustomerId,
+    file: Annotated[Path, typer.Argument(help="The JSON file to write.")],
+    config: Config = CONFIG,
+) -> None:
+    """Write all that is stored about one customer: the answer to who asks for their data."""
+    from bot.config import load_without_tokens
+    from bot.privacy import export_customer
+
+    held = export_customer(load_without_tokens(config), platform, customer_id, file)
+    typer.echo(f"{held} in {file}")
+
+
 @export_app.command("labels")
 def export(
     file: Annotated[Path, typer.Argument(help="The CSV file to write.")] = Path("labels.csv"), config: Config = CONFIG
@@ -277,6 +314,19 @@ def db_check() -> None:
     for line in drift or ["The migrations and the models agree."]:
         typer.echo(line)
     raise typer.Exit(1 if drift else 0)
+
+
+@db_app.command("backup")
+def db_backup(
+    file: Annotated[Path, typer.Argument(help="The copy to make; must not exist.")], config: Config = CONFIG
+) -> None:
+    """Copy the database, also while a service runs on it."""
+    from rich.console import Console
+
+    from bot.backup import write_backup
+    from bot.config import load_without_tokens
+
+    write_backup(load_without_tokens(config), file, Console(soft_wrap=True))
 
 
 @slack_app.command("manifest")

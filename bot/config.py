@@ -225,6 +225,12 @@ class LimitsSection(_Section):
         return values
 
 
+class PrivacySection(_Section):
+    """How long what customers said is kept after the last word, in days; 0 is for ever."""
+
+    keep_days: int = Field(default=0, ge=0, le=36_500)
+
+
 class LogSection(_Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["auto", "json", "console"] = "auto"
@@ -263,6 +269,7 @@ class Settings(_Section):
     database: DatabaseSection = DatabaseSection()
     queue: QueueSection = QueueSection()
     limits: LimitsSection = LimitsSection()
+    privacy: PrivacySection = PrivacySection()
     log: LogSection = LogSection()
     secrets: Secrets = Field(default_factory=Secrets)
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import structlog
 
+from bot.conversation import Reason
 from bot.errors import ChatMoved, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.escalate import CardWriter
 from bot.messages import Adapter, Delivery, Moved, OutboundKind, OutboundMessage, Platform, Preview
@@ -97,7 +98,7 @@ class Deliverer:
         try:
             return await adapter.send(message)
         except Undeliverable:
-            if not message.edits:
+            if not message.edits or _is_erased(sending):
                 raise
             return await adapter.send(_anew(message))
 
@@ -126,6 +127,11 @@ class Deliverer:
         self._metrics.delivery(message.address.platform, result)
         if result == "sent":
             log.info("sent", kind=message.kind)
+
+
+def _is_erased(sending: Sending) -> bool:
+    """Nobody misses the card of somebody who is erased."""
+    return sending.escalation is not None and sending.escalation.reason is Reason.ERASED
 
 
 def _anew(message: OutboundMessage) -> OutboundMessage:

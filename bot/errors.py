@@ -26,6 +26,10 @@ class DatabaseUnavailable(FrontdeskError):
     """The database cannot be opened, is of another version, or is owned by another process."""
 
 
+class DatabaseInUse(DatabaseUnavailable):
+    """Another process writes to the database."""
+
+
 class Stopping(DatabaseUnavailable):
     """The front desk closes: it accepts nothing more, and the platform will deliver again later."""
 

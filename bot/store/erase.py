@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import Select, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from bot.conversation import Owner, Reason
@@ -17,17 +17,57 @@ from bot.messages import OutboundKind
 from bot.store import jobs
 from bot.store.jobs import JobState
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
-from bot.store.values import OutboundState
+from bot.store.values import Erased, OutboundState
+
+_WITHOUT_TEXT = (OutboundKind.CARD, OutboundKind.WITHDRAW)
+"""What is sent of an erased conversation all the same."""
+
+
+def known(session: Session, platform: str, external_id: str) -> list[int]:
+    """Who that is, on every account of ours on the platform. Who is erased but for what is to be sent is nobody."""
+    theirs = select(ConversationRow.id).where(ConversationRow.customer_id == CustomerRow.id)
+    them = select(CustomerRow.id).filter_by(platform=platform, external_id=external_id)
+    return list(session.scalars(them.where(theirs.where(ConversationRow.erased_at.is_(None)).exists())))
+
+
+def silent(before: datetime) -> Select[int]:
+    """Customers to whom and by whom nothing was said since `before`, anywhere, and about whom nothing is open."""
+    here, row = ConversationRow.id, ConversationRow
+    said = select(MessageRow.id).where(MessageRow.conversation_id == here, MessageRow.at >= before)
+    called = select(EscalationRow.id).where(EscalationRow.conversation_id == here, EscalationRow.resolved_at.is_(None))
+    to_do = select(JobRow.id).where(JobRow.conversation_id == here, JobRow.state != JobState.DEAD)
+    kept = or_(row.opened_at >= before, row.owner == Owner.HUMAN, said.exists(), called.exists(), to_do.exists())
+    # one pass over all conversations: they have no index by customer
+    each = select(row.customer_id).group_by(row.customer_id)
+    return each.having(func.max(case((kept, 1), else_=0)) == 0, func.count() > func.count(row.erased_at))
+
+
+def count(session: Session, customer_id: int) -> Erased:
+    """What is stored about a customer; `cards` and `relayed` are what is still to be seen to on the agents' side."""
+    theirs = select(ConversationRow.id).filter_by(customer_id=customer_id)
+
+    def number(table: type[MessageRow | EscalationRow | OutboundRow], **which: str) -> int:
+        rows = select(func.count()).select_from(table).filter_by(**which)
+        return session.scalar(rows.where(table.conversation_id.in_(theirs))) or 0
+
+    return Erased(
+        session.scalar(select(func.count()).select_from(theirs.subquery())) or 0,
+        number(MessageRow),
+        number(EscalationRow),
+        number(OutboundRow),
+        number(OutboundRow, kind=OutboundKind.CARD, state=OutboundState.PENDING),
+        number(OutboundRow, kind=OutboundKind.WITHDRAW, state=OutboundState.PENDING),
+    )
 
 
 def erase(
-    session: Session, customer_id: int, asked: int, now: datetime, besides: JobRow
+    session: Session, customer_id: int, now: datetime, asked: int | None, besides: JobRow | None
 ) -> tuple[list[int], list[tuple[EscalationRow, list[str]]]]:
     """Everything a customer wrote up to the message `asked`, and all that was said to them, in every conversation.
 
-    Whoever works on one of them holds nothing any more, except for the job `besides`. Returns the conversations, and
-    the escalations whose cards agents have seen, which are to be shown anew, emptied; each with the ids of the
-    customer's words among them.
+    None for all they wrote. Whoever works on one of them holds nothing any more, except for the job `besides`. Returns
+    the conversations, and the escalations whose cards agents have seen, which are to be shown anew, emptied; each with
+    the ids of the customer's words among them.
     """
     theirs = session.scalars(select(ConversationRow).filter_by(customer_id=customer_id)).all()
     ids = [row.id for row in theirs]
@@ -36,7 +76,8 @@ def erase(
     session.execute(update(CustomerRow).filter_by(id=customer_id).values(name="", language="", chosen=""))
     seen = [(row, _relayed(session, row)) for row in _empty_escalations(session, ids, now)]
     _forget_what_was_said(session, ids, besides)
-    session.execute(delete(MessageRow).where(MessageRow.conversation_id.in_(ids), MessageRow.id <= asked))
+    wrote = delete(MessageRow).where(MessageRow.conversation_id.in_(ids))
+    session.execute(wrote if asked is None else wrote.where(MessageRow.id <= asked))
     unread = select(MessageRow.conversation_id).where(MessageRow.conversation_id.in_(ids), MessageRow.turn == 0)
     waiting = set(session.scalars(unread))
     for row in theirs:
@@ -85,11 +126,13 @@ def _relayed(session: Session, escalation: EscalationRow) -> list[str]:
     return list(session.scalars(shown.where(OutboundRow.platform_id != "")).all())
 
 
-def _forget_what_was_said(session: Session, conversations: Sequence[int], besides: JobRow) -> None:
+def _forget_what_was_said(session: Session, conversations: Sequence[int], besides: JobRow | None) -> None:
     """A card holds no text of its own: one that is on its way arrives, and is emptied by the next."""
     said = select(OutboundRow.id).where(
-        OutboundRow.conversation_id.in_(conversations), OutboundRow.kind != OutboundKind.CARD
+        OutboundRow.conversation_id.in_(conversations), OutboundRow.kind.not_in(_WITHOUT_TEXT)
     )
-    at_work = JobRow.conversation_id.in_(conversations) & JobRow.outbound_id.is_(None) & (JobRow.id != besides.id)
+    at_work = JobRow.conversation_id.in_(conversations) & JobRow.outbound_id.is_(None)
+    if besides is not None:
+        at_work &= JobRow.id != besides.id
     session.execute(delete(JobRow).where(or_(JobRow.outbound_id.in_(said), at_work)))
     session.execute(delete(OutboundRow).where(OutboundRow.id.in_(said)))

@@ -9,11 +9,11 @@ from sqlalchemy import ColumnElement, Engine, distinct, func, select
 from sqlalchemy.orm import Session
 
 from bot.conversation import Author, Escalation, Line, Reason
-from bot.messages import Address, AgentAction, Rating
-from bot.store import rows
+from bot.messages import Address, AgentAction, Platform, Rating
+from bot.store import erase, rows
 from bot.store.jobs import JobKind, JobState
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
-from bot.store.values import Course, Load, OutboundState, Tally, Trace
+from bot.store.values import Course, Kept, Load, OutboundState, Tally, Trace
 
 _BEGUN = (OutboundState.SENDING, OutboundState.UNKNOWN, OutboundState.SENT)
 
@@ -66,6 +66,16 @@ class Reader:
         with Session(self._engine) as session:
             found = select(MessageRow.text).where(MessageRow.corrected != 0).order_by(MessageRow.id)
             return list(session.scalars(found))
+
+    def kept(self, platform: Platform, external_id: str) -> list[Kept]:
+        """All that is stored about a customer, as the platform names them, one entry a conversation; none for an
+        unknown one."""
+        with Session(self._engine) as session:
+            theirs = select(ConversationRow).where(
+                ConversationRow.customer_id.in_(erase.known(session, platform, external_id)),
+                ConversationRow.erased_at.is_(None),
+            )
+            return [_kept(session, row) for row in session.scalars(theirs.order_by(ConversationRow.id)).all()]
 
     def tally(self, since: datetime) -> Tally:
         """What happened from `since` on. Escalations that a customer had erased are left out: they soon are gone."""
@@ -121,6 +131,19 @@ def _urgency(call: Escalation) -> tuple[bool, datetime, float, int]:
     mood = call.evidence.sentiment if call.evidence else None
     hour = call.opened_at.replace(minute=0, second=0, microsecond=0)
     return bool(call.claimed_by), hour, -mood.negative if mood else 0.0, call.id
+
+
+def _kept(session: Session, row: ConversationRow) -> Kept:
+    lines = select(MessageRow).filter_by(conversation_id=row.id).order_by(MessageRow.id)
+    called = select(EscalationRow).filter_by(conversation_id=row.id).order_by(EscalationRow.id)
+    sent = select(OutboundRow).filter_by(conversation_id=row.id).order_by(OutboundRow.created_at)
+    return Kept(
+        rows.conversation(session, row.id),
+        row.opened_at,
+        tuple(map(rows.to_line, session.scalars(lines))),
+        tuple(rows.escalation(session, each) for each in session.scalars(called).all()),
+        tuple(map(rows.to_sent, session.scalars(sent))),
+    )
 
 
 def _course(row: EscalationRow) -> Course:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, select, update
@@ -35,7 +35,18 @@ from bot.store.handoff import Handoff
 from bot.store.jobs import Claim, JobKind
 from bot.store.outbox import Outbox
 from bot.store.schema import ConversationRow, CursorRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
-from bot.store.values import Accepted, Heard, OutboundState, Pressing, Say, Sending, Settlement, Verdict, Waiting
+from bot.store.values import (
+    Accepted,
+    Erased,
+    Heard,
+    OutboundState,
+    Pressing,
+    Say,
+    Sending,
+    Settlement,
+    Verdict,
+    Waiting,
+)
 
 Clock = Callable[[], datetime]
 
@@ -282,14 +293,21 @@ class Store:
     def _erase(self, session: Session, conversation_id: int, settlement: Settlement, job: JobRow) -> list[int]:
         conversation = session.get_one(ConversationRow, conversation_id)
         asked = max(verdict.message_id for verdict in settlement.verdicts)
-        erased, seen = erase.erase(session, conversation.customer_id, asked, self._now(), job)
+        erased = self._erase_customer(session, conversation.customer_id, asked, job)
+        for say in settlement.says:
+            self._say(session, conversation, say, turn=1)
+        erase.remove(session, conversation.customer_id)
+        return erased
+
+    def _erase_customer(
+        self, session: Session, customer_id: int, asked: int | None = None, besides: JobRow | None = None
+    ) -> list[int]:
+        """What erase() does, and the agents' side; without a message that `asked` for it, all they wrote."""
+        erased, seen = erase.erase(session, customer_id, self._now(), asked, besides)
         for escalation, relayed in seen:
             self._outbox.show_card(session, escalation)
             for shown in relayed:
                 self._outbox.to_agents(session, escalation, OutboundKind.WITHDRAW, reply_to=shown)
-        for say in settlement.says:
-            self._say(session, conversation, say, turn=1)
-        erase.remove(session, conversation.customer_id)
         return erased
 
     def _judge(self, row: MessageRow, verdict: Verdict, turn: int, silent: bool) -> None:
@@ -509,6 +527,49 @@ class Store:
         conversation.unreachable = row.error
         if conversation.erased_at is None:
             self._call_human(session, conversation, Call(Reason.UNDELIVERED, row.message_id))
+
+    # -- erasing without being asked by the customer ---------------------------------------------
+
+    def silent(self, before: datetime, limit: int) -> list[int]:
+        """The first `limit` customers to whom and by whom nothing was said since `before`, and who wait for nothing."""
+        with self._begin() as session:
+            return list(session.scalars(erase.silent(before).limit(limit)))
+
+    def erase_silent(self, customer_id: int, before: datetime) -> list[int]:
+        """Erase one of them, unless something was said meanwhile. Returns the conversations that were erased.
+
+        What was erased is in the write-ahead log until leave_no_trace().
+        """
+        with self._begin() as session:
+            if session.scalar(erase.silent(before).where(ConversationRow.customer_id == customer_id)) is None:
+                return []
+            erased = self._erase_customer(session, customer_id)
+            erase.remove(session, customer_id)
+            return erased
+
+    def erase_known(self, platform: Platform, external_id: str) -> Erased | None:
+        """Erase a customer as the platform names them, on every account of ours there; None for an unknown one.
+
+        Whoever works on one of their conversations holds nothing any more.
+        """
+        with self._begin() as session:
+            known = erase.known(session, platform, external_id)
+            receipts = [self._erase_and_count(session, customer_id) for customer_id in known]
+        if not receipts:
+            return None
+        leave_no_trace(self._engine)
+        return Erased(*map(sum, zip(*map(astuple, receipts), strict=True)))
+
+    def _erase_and_count(self, session: Session, customer_id: int) -> Erased:
+        before = erase.count(session, customer_id)
+        self._erase_customer(session, customer_id)
+        erase.remove(session, customer_id)
+        left = erase.count(session, customer_id)
+        return replace(before, cards=left.cards, relayed=left.relayed)
+
+    def leave_no_trace(self) -> None:
+        """Take what was erased out of the write-ahead log as well."""
+        leave_no_trace(self._engine)
 
     # -- jobs ------------------------------------------------------------------------------------
 

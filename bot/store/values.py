@@ -121,6 +121,30 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
+class Erased:
+    """How much was erased. `cards` are still to be emptied on the agents' side, `relayed` messages to be taken back
+    there, by a running service."""
+
+    conversations: int = 0
+    messages: int = 0
+    escalations: int = 0
+    outbound: int = 0
+    cards: int = 0
+    relayed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """All that is stored of one conversation, oldest first."""
+
+    conversation: Conversation
+    opened_at: datetime
+    lines: tuple[Line, ...]
+    escalations: tuple[Escalation, ...]
+    sent: tuple[Sent, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """One message's way through the house."""
 
