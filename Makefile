@@ -10,7 +10,7 @@ demo:
 
 test:
 	@$(PYTHON) install.py web eval dev
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-long:
 	@$(PYTHON) install.py web eval dev

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from adapters import telegram, telegram_bot
 from adapters.pace import Limit
@@ -601,26 +602,19 @@ async def test_an_answer_that_fails_is_in_the_log_and_holds_nothing_up(
     staffed: TelegramAdapter,
     inbox: RecordingInbox,
     desk: RecordingDesk,
-    capsys: pytest.CaptureFixture[str],
     error: Exception | None,
     fault: Fault | None,
 ):
     desk.answer, desk.refuse = "CANARY", [error] if error else []
     server.fail("sendMessage", *([fault] if fault else []))
-    written = ""
-
-    def is_logged() -> bool:
-        nonlocal written
-        written += "".join(capsys.readouterr())
-        return "question was not answered" in written
-
-    async with running(staffed, inbox):
-        server.customer_writes(GROUP, "/open CANARY", user_id=42)
-        server.customer_writes(CHAT, "hello")
-        await server.confirmed()
-        await until(is_logged)
+    with capture_logs() as logged:
+        async with running(staffed, inbox):
+            server.customer_writes(GROUP, "/open CANARY", user_id=42)
+            server.customer_writes(CHAT, "hello")
+            await server.confirmed()
+            await until(lambda: any("question was not answered" in each["event"] for each in logged))
     assert inbox.texts == ["hello"]
-    assert "CANARY" not in written
+    assert "CANARY" not in str(logged)
 
 
 async def test_a_slow_desk_holds_nothing_up_and_is_not_waited_for_at_the_end(
