@@ -107,15 +107,12 @@ def to_inbound(update: object, account: str, bot_username: str, agents: str = ""
         return _pressed(pressed, _whole(update, "update_id"), account)
     edited = isinstance(update, Mapping) and _EDITED in update
     cursor, message = _whole(update, "update_id"), _table(update, _EDITED if edited else "message")
-    old, new = _whole(_table(message, "chat"), "id"), _whole(message, "migrate_to_chat_id")
-    if cursor is not None and old is not None and new is not None:
-        return Moved(Platform.TELEGRAM, account, str(old), str(new), cursor)
-    if (
-        cursor is not None
-        and old is not None
-        and (gone := _whole(_table(message, "left_chat_member"), "id")) is not None
-    ):
-        return Left(Platform.TELEGRAM, account, str(old), str(gone), cursor)
+    here = _whole(_table(message, "chat"), "id")
+    if cursor is not None and here is not None:
+        if (there := _whole(message, "migrate_to_chat_id")) is not None:
+            return Moved(Platform.TELEGRAM, account, str(here), str(there), cursor)
+        if (gone := _whole(_table(message, "left_chat_member"), "id")) is not None:
+            return Left(Platform.TELEGRAM, account, str(here), str(gone), cursor)
     reason = _unusable(update, message) or ("" if edited else _not_for_us(message, account, bot_username, agents))
     if reason:
         return Dropped(Platform.TELEGRAM, account, reason, cursor=cursor)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from bot.messages import Address, Customer, InboundKind, InboundMessage, Platform
-from bot.store.database import open_engine, upgrade
+from bot.store.database import file_of, open_engine, upgrade
+from bot.store.schema import Base
 from bot.store.store import Store
 
 AGENTS = Address(Platform.SLACK, "T1", "C0AGENTS")
@@ -46,6 +47,18 @@ def inbound(
     """A message on Telegram; one chat per customer unless told otherwise."""
     address = Address(Platform.TELEGRAM, "1", chat or f"chat-{customer}")
     return InboundMessage(address, Customer(customer, "Li Wei", "zh-hans"), event, text, kind, cursor=cursor)
+
+
+def rows(engine: Engine) -> dict[str, int]:
+    """How many rows each table holds, those without any left out."""
+    with engine.begin() as connection:
+        counts = {name: len(connection.execute(select(table)).all()) for name, table in Base.metadata.tables.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def on_disk(url: str) -> bytes:
+    file = file_of(url)
+    return b"".join(each.read_bytes() for each in sorted(Path(file.parent).glob(f"{file.name}*")))
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:

@@ -114,7 +114,8 @@ class Handoff:
         if line is None or line.text == event.text:
             return False
         line.text, line.kind = event.text, InboundKind.TEXT
-        said = select(OutboundRow).filter_by(message_id=line.id, kind=OutboundKind.AGENT)
+        said = select(OutboundRow).filter_by(conversation_id=line.conversation_id, message_id=line.id)
+        said = said.where(OutboundRow.kind == OutboundKind.AGENT)
         last = session.scalars(said.order_by(OutboundRow.created_at.desc()).limit(1)).one()
         if last.state == OutboundState.PENDING:
             last.text = event.text

@@ -129,6 +129,7 @@ class EscalationRow(Base):
             sqlite_where=text("resolved_at IS NULL"),
             postgresql_where=text("resolved_at IS NULL"),
         ),
+        Index("ix_escalations_conversation_id", "conversation_id"),  # looked up at every message of a customer
         {"sqlite_strict": True},
     )
 

@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session
 from bot.conversation import Author, Call, Escalation, Outcome, Overdue, Owner, OwnerEvent, Reason, next_owner
 from bot.messages import (
     Address,
-    Button,
     Delivery,
     Dropped,
     Edited,
@@ -21,15 +20,13 @@ from bot.messages import (
     InboundMessage,
     Moved,
     OutboundKind,
-    OutboundMessage,
     Platform,
     Pressed,
     Rated,
     Receipt,
     Scored,
-    score_token,
 )
-from bot.store import erase, jobs, rows
+from bot.store import erase, jobs, people, rows, sending
 from bot.store.database import leave_no_trace
 from bot.store.handoff import Handoff
 from bot.store.jobs import Claim, JobKind
@@ -53,10 +50,6 @@ Clock = Callable[[], datetime]
 MINUTE = timedelta(minutes=1)
 HISTORY_LINES = 40
 """More than fits into any sensible token budget; the engine trims to the budget itself."""
-
-
-_TO_CUSTOMERS = (OutboundKind.AGENT, OutboundKind.ASK)
-"""Of what is about an escalation, what goes to its customer."""
 
 
 def utc_now() -> datetime:
@@ -91,7 +84,7 @@ class Store:
             )
             if session.scalar(seen) is not None:
                 return Accepted(Receipt.DUPLICATE)
-            conversation = self._find_or_open(session, message)
+            conversation = people.find_or_open(session, message, self._now())
             conversation.unreachable = ""  # who writes can be answered,
             conversation.erased_at = None  # and is known again
             if message.kind is InboundKind.COMMAND and message.text.startswith("start "):
@@ -183,51 +176,6 @@ class Store:
             session.add(CursorRow(platform=platform, account=account, value=cursor))
         else:
             row.value = cursor  # also a lower one: after a quiet week Telegram counts on from a random number
-
-    def _find_or_open(self, session: Session, message: InboundMessage) -> ConversationRow:
-        address, customer = message.address, self._customer(session, message)
-        row = session.scalar(
-            select(ConversationRow).filter_by(
-                platform=address.platform,
-                account=address.account,
-                chat=address.chat,
-                thread=address.thread,
-                customer_id=customer.id,
-            )
-        )
-        if row is None:
-            row = ConversationRow(
-                customer_id=customer.id,
-                platform=address.platform,
-                account=address.account,
-                chat=address.chat,
-                thread=address.thread,
-                owner=Owner.BOT,
-                opened_at=self._now(),
-            )
-            session.add(row)
-            session.flush()
-        return row
-
-    def _customer(self, session: Session, message: InboundMessage) -> CustomerRow:
-        address, customer = message.address, message.customer
-        row = session.scalar(
-            select(CustomerRow).filter_by(platform=address.platform, account=address.account, external_id=customer.id)
-        )
-        if row is None:
-            row = CustomerRow(
-                platform=address.platform,
-                account=address.account,
-                external_id=customer.id,
-                name="",
-                language="",
-                created_at=self._now(),
-            )
-            session.add(row)
-        row.name = customer.name or row.name
-        row.language = customer.language or row.language
-        session.flush()
-        return row
 
     # -- attending -------------------------------------------------------------------------------
 
@@ -434,47 +382,14 @@ class Store:
             job = jobs.held(session, claim)
             row = session.get_one(OutboundRow, claim.outbound_id)
             state = OutboundState(row.state)
-            if state is OutboundState.PENDING and self._must_be_silent(session, row):
+            if state is OutboundState.PENDING and sending.must_be_silent(session, row):
                 row.state, row.settled_at = OutboundState.DROPPED, self._now()
                 session.delete(job)
                 return None
             if state is OutboundState.SENDING:  # the process died in the middle of an attempt
                 row.unknowns += 1
             row.state = OutboundState.SENDING
-            return self._sending(session, row, job, maybe_sent=state is not OutboundState.PENDING)
-
-    def _must_be_silent(self, session: Session, row: OutboundRow) -> bool:
-        owner = session.get_one(ConversationRow, row.conversation_id).owner
-        return row.kind == OutboundKind.REPLY and owner == Owner.HUMAN
-
-    def _sending(self, session: Session, row: OutboundRow, job: JobRow, maybe_sent: bool) -> Sending:
-        called = session.get(EscalationRow, row.escalation_id) if row.escalation_id is not None else None
-        is_card, address, hangs_on = row.kind == OutboundKind.CARD, rows.address(row), ""
-        if called and row.kind not in _TO_CUSTOMERS:
-            address = replace(address, thread=called.topic)
-            hangs_on = "" if is_card or called.topic else called.card_id
-        message = OutboundMessage(
-            id=row.id,
-            kind=OutboundKind(row.kind),
-            address=address,
-            text=row.text,
-            reply_to=row.reply_to or hangs_on,
-            edits=called.card_id if called and is_card else self._edits(session, row),
-            maybe_sent=maybe_sent,
-            rateable=row.kind == OutboundKind.REPLY and jobs.is_last_part(session, job, row),
-            buttons=_scores(row) if row.kind == OutboundKind.ASK else (),
-            copies=row.copies,
-            only_for=row.only_for,
-        )
-        card = rows.escalation(session, called) if called and is_card else None
-        return Sending(message, card, row.unknowns, row.created_at)
-
-    def _edits(self, session: Session, row: OutboundRow) -> str:
-        """The message that a preview began; or where an agent's words arrived that were edited since."""
-        if row.kind != OutboundKind.AGENT:
-            return row.platform_id
-        sent = select(OutboundRow.platform_id).filter_by(message_id=row.message_id, state=OutboundState.SENT)
-        return session.scalar(sent.where(OutboundRow.kind == OutboundKind.AGENT).limit(1)) or ""
+            return sending.sending(session, row, job, maybe_sent=state is not OutboundState.PENDING)
 
     def sent(self, claim: Claim, delivery: Delivery) -> None:
         """The platform has it. Raises LeaseLost."""
@@ -596,10 +511,6 @@ class Store:
         """Free what a process that died held. To be called at start, before any worker."""
         with self._begin() as session:
             return jobs.recover(session)
-
-
-def _scores(row: OutboundRow) -> tuple[Button, ...]:
-    return tuple(Button(str(score), score_token(score, row.escalation_id or 0)) for score in range(1, 6))
 
 
 def _finishing(says: Sequence[Say]) -> Say | None:

@@ -23,3 +23,4 @@ def upgrade() -> None:
         op.add_column("escalations", sa.Column(name, sa.Text(), nullable=False, server_default=""))
     for name in ("claimed_at", "reminded_at", "apologised_at", "came_back_at", "score"):
         op.add_column("escalations", sa.Column(name, sa.Integer(), nullable=True))
+    op.create_index("ix_escalations_conversation_id", "escalations", ["conversation_id"])

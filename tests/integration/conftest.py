@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Engine
 
+from adapters.telegram import TelegramAdapter
 from tests.fakes.slack import FakeSlack
+from tests.fakes.telegram import TOKEN, FakeTelegram
 from tests.house import House, working
 
 
@@ -36,3 +38,18 @@ async def slack(no_proxy: None) -> AsyncIterator[FakeSlack]:
     async with FakeSlack() as slack:
         yield slack
         assert slack.violations == []
+
+
+@pytest.fixture
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeTelegram]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with FakeTelegram() as fake:
+        yield fake
+        assert fake.violations == []
+
+
+@pytest.fixture
+async def adapter(server: FakeTelegram) -> AsyncIterator[TelegramAdapter]:
+    made = TelegramAdapter(TOKEN, server.url)
+    yield made
+    await made._bot.request.shutdown()  # run() does it, and many tests never run

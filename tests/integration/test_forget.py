@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 
 from bot.catalogue import say
 from bot.conversation import OwnerEvent
 from bot.errors import Undeliverable
 from bot.messages import InboundKind, OutboundKind
-from bot.store.database import file_of
 from bot.store.jobs import JobKind
-from bot.store.schema import Base
-from tests.conftest import inbound
+from tests.conftest import inbound, on_disk, rows
 from tests.house import House, working
 
 CANARY = "kanarienvogel-太差了-0815"
-
-
-def rows(engine: Engine) -> dict[str, int]:
-    """How many rows each table holds, those without any left out."""
-    with engine.begin() as connection:
-        counts = {name: len(connection.execute(select(table)).all()) for name, table in Base.metadata.tables.items()}
-    return {name: count for name, count in counts.items() if count}
-
-
-def on_disk(url: str) -> bytes:
-    file = file_of(url)
-    return b"".join(each.read_bytes() for each in sorted(Path(file.parent).glob(f"{file.name}*")))
 
 
 async def test_it_asks_before_it_erases(house: House) -> None:

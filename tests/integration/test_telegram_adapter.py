@@ -124,22 +124,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[FakeTelegram]:
-    async with FakeTelegram() as fake:
-        yield fake
-        assert fake.violations == []
-
-
-@pytest.fixture
 def inbox() -> RecordingInbox:
     return RecordingInbox()
-
-
-@pytest.fixture
-async def adapter(server: FakeTelegram) -> AsyncIterator[TelegramAdapter]:
-    made = TelegramAdapter(TOKEN, server.url)
-    yield made
-    await made._bot.request.shutdown()  # run() does it, and many tests never run
 
 
 @pytest.fixture

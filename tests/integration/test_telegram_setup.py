@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -15,14 +14,6 @@ from tests.fakes.telegram import TOKEN, FakeTelegram
 
 BOT = TOKEN.partition(":")[0]
 CHAT, GROUP = 7, -100500
-
-
-@pytest.fixture
-async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeTelegram]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    async with FakeTelegram() as fake:
-        yield fake
-        assert fake.violations == []
 
 
 async def test_doctor_sees_the_bot_and_its_group(server: FakeTelegram):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ from adapters.pace import Limit
 from adapters.telegram import TelegramAdapter
 from bot.errors import OutcomeUnknown, Undeliverable
 from bot.messages import Address, OutboundKind, OutboundMessage, Platform
-from tests.fakes.telegram import TOKEN, FakeTelegram, Fault
+from tests.fakes.telegram import FakeTelegram, Fault
 
 GROUP = -100500
 CARD = OutboundMessage(
@@ -20,21 +19,11 @@ CARD = OutboundMessage(
 )
 
 
-@pytest.fixture
-async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeTelegram]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+@pytest.fixture(autouse=True)
+def forum(server: FakeTelegram, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group with topics, where tests write faster than Telegram allows."""
     monkeypatch.setattr(telegram, "IN_A_CHAT", Limit(100, 1.0))
-    async with FakeTelegram() as fake:
-        fake.add_group(GROUP, forum=True, manages_topics=True)
-        yield fake
-        assert fake.violations == []
-
-
-@pytest.fixture
-async def adapter(server: FakeTelegram) -> AsyncIterator[TelegramAdapter]:
-    made = TelegramAdapter(TOKEN, server.url)
-    yield made
-    await made._bot.request.shutdown()  # run() does it, which these tests never call
+    server.add_group(GROUP, forum=True, manages_topics=True)
 
 
 def in_topic(message: OutboundMessage, thread: str) -> OutboundMessage:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from typer.testing import CliRunner, Result
 
 from bot.app import build
@@ -24,28 +24,16 @@ from bot.conversation import OwnerEvent
 from bot.errors import DatabaseInUse, FrontdeskError, Undeliverable
 from bot.messages import AgentAction, Customer, InboundKind, OutboundKind, Platform, Pressed, Rated, Rating, Scored
 from bot.retention import AT_ONCE, Retention
-from bot.store.database import file_of, open_engine, single_writer
+from bot.store.database import open_engine, single_writer
 from bot.store.schema import Base
 from bot.store.store import Store, utc_now
-from tests.conftest import AGENTS, TurnableClock, inbound, until
+from tests.conftest import AGENTS, TurnableClock, inbound, on_disk, rows, until
 from tests.fakes.engine import ScriptedEngine
 from tests.house import House, working
 
 DAY_S = 86_400
 CANARY = "kanarienvogel-太差了-0815"
 ANNA = Customer("UANNA", "Anna")
-
-
-def rows(engine: Engine) -> dict[str, int]:
-    """How many rows each table holds, those without any left out."""
-    with engine.begin() as connection:
-        counts = {name: len(connection.execute(select(table)).all()) for name, table in Base.metadata.tables.items()}
-    return {name: count for name, count in counts.items() if count}
-
-
-def on_disk(url: str) -> bytes:
-    file = file_of(url)
-    return b"".join(each.read_bytes() for each in sorted(Path(file.parent).glob(f"{file.name}*")))
 
 
 @pytest.fixture
