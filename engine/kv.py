@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 ROOM = 64
 """Tokens that a cache grows by at least; it doubles beyond that."""
+
+
+class Place(NamedTuple):
+    """One layer of a cache: views (1, heads, new, head size) to write to, and (1, heads, all, head size) to read."""
+
+    new_keys: Tensor
+    new_values: Tensor
+    keys: Tensor
+    values: Tensor
 
 
 class Cache:
@@ -33,11 +42,14 @@ class Cache:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def reserve(self, more: int) -> None:
-        """Make room for `more` tokens after those that are here."""
-        needed, capacity = len(self) + more, self.keys.shape[2]
-        if needed > capacity:
-            self._move(max(needed + ROOM, min(2 * capacity, needed + 8 * ROOM)))
+    def places(self, more: int) -> list[Place]:
+        """In each layer, where `more` tokens go after those that are here; there is room for them."""
+        start, end, capacity = len(self), len(self) + more, self.keys.shape[2]
+        if end > capacity:
+            self._move(max(end + ROOM, min(2 * capacity, end + 8 * ROOM)))
+        keys, values = self.keys[:, None, :, :end], self.values[:, None, :, :end]
+        new = keys[:, :, :, start:].unbind(), values[:, :, :, start:].unbind()
+        return list(map(Place, *new, keys.unbind(), values.unbind()))
 
     def keep(self, count: int) -> None:
         """Forget everything after the first `count` tokens."""

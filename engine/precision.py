@@ -36,6 +36,8 @@ from engine.types import Speaker, Turn
 MOST_KL, LEAST_AGREEMENT = 0.05, 0.99
 SMALL = 100_000_000
 """Bytes of a model that 8 bits would not make faster."""
+LAYOUT = 2
+"""Of the layers that are kept; another one is another model's."""
 GROUP = 512
 """Tokens read at once."""
 MOODS_EVERY, REPLIES_EVERY = 2, 16
@@ -274,7 +276,7 @@ def _kept(path: Path) -> Path:
     """Where things are kept, named after the weights in `path`: in the hub's cache a file's name is its checksum."""
     files = [file.resolve() for file in weights(path)]
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr(marks).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((LAYOUT, marks)).encode()).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "frontdesk" / key
 
