@@ -15,6 +15,7 @@ from bot import log
 from bot.config import Settings, load_without_tokens, missing_tokens
 from bot.errors import FrontdeskError
 from bot.messages import Check, Platform
+from bot.model import connect
 from bot.store import database
 from engine import load
 
@@ -53,7 +54,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield (stored := _database(settings.database.url))
     if stored.ok:
         yield from _reach(settings.database.url)
-    yield from _model(settings.engine.model, settings.engine.revision, settings.engine.precision)
+    yield from _model(settings)
     yield from _telegram(settings)
     yield from _slack(settings)
     if settings.escalation.channel == "console":
@@ -63,22 +64,22 @@ def _checks(settings: Settings) -> Iterator[Check]:
 
 
 def _database(url: str) -> Check:
-    driver, file = database.driver(), database.file_of(url)
-    version = f"SQLite {driver.sqlite_version} ({driver.__name__.partition('.')[0]})"
-    if not file.exists():
-        return Check("database", True, f"{version}; {file} is made at the first start")
+    name, version = database.name_of(url), ""
     try:
+        version = f"{database.version_of(url)}; "
+        if database.is_missing(url):
+            return Check("database", True, f"{version}{name} is made at the first start")
         pending = database.pending_migrations(url)
     except FrontdeskError as error:
-        return Check("database", False, f"{version}; {error}")
-    return Check("database", True, f"{version}; {file}{', brought up to date at the next start' * pending}")
+        return Check("database", False, f"{version}{error}")
+    return Check("database", True, f"{version}{name}{', brought up to date at the next start' * pending}")
 
 
 def _reach(url: str) -> Iterator[Check]:
     """Who cannot be written to any more: nothing that the owner could mend, so no cross."""
     from bot.store.reader import Reader
 
-    if not database.file_of(url).exists() or database.pending_migrations(url):
+    if database.is_missing(url) or database.pending_migrations(url):
         return
     engine = database.open_read_only(url)
     try:
@@ -90,7 +91,11 @@ def _reach(url: str) -> Iterator[Check]:
         yield Check("customers", True, f"out of reach until they write again: {reasons}")
 
 
-def _model(model: str, revision: str, precision: str) -> Iterator[Check]:
+def _model(settings: Settings) -> Iterator[Check]:
+    model, revision = settings.engine.model, settings.engine.revision
+    if settings.engine.backend == "openai":
+        yield from _asked("model", _server(settings))
+        return
     try:
         path = load.resolve(model, revision)
     except FrontdeskError as error:
@@ -101,7 +106,13 @@ def _model(model: str, revision: str, precision: str) -> Iterator[Check]:
         return
     nature = "for a first look, not for customers; " * (model == load.BUNDLED)
     yield Check("model", True, f"{model}: {nature}{load.size_on_disk(path) / 1e6:,.0f} MB in {path}")
-    yield _precision(path, precision)
+    yield _precision(path, settings.engine.precision)
+
+
+async def _server(settings: Settings) -> list[Check]:
+    engine = await connect(settings)
+    await engine.close()
+    return [Check("model", True, f"{settings.engine.model} at {settings.engine.base_url}: {engine.offers}")]
 
 
 def _precision(path: Path, wanted: str) -> Check:

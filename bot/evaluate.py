@@ -145,7 +145,12 @@ def _truth(file: Path, row: Labelled, role: LabelRole, negative: str) -> str:
 
 
 async def _judge(
-    settings: Settings, path: Path, console: Console, role: LabelRole, rows: Sequence[Labelled], truth: Sequence[str]
+    settings: Settings,
+    path: Path | None,
+    console: Console,
+    role: LabelRole,
+    rows: Sequence[Labelled],
+    truth: Sequence[str],
 ) -> tuple[Judged, list[float]]:
     engine = await load_engine(settings, path, console)
     try:

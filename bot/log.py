@@ -11,7 +11,10 @@ from typing import Any, TextIO
 import structlog
 
 HIDDEN = "[secret]"
-NOISY = ("httpx", "httpcore", "telegram", "slack_sdk", "slack_bolt", "aiohttp", "urllib3", "asyncio", "gradio")
+NOISY = (
+    *("httpx", "httpx2", "httpcore", "httpcore2", "openai", "telegram", "slack_sdk", "slack_bolt", "aiohttp"),
+    *("urllib3", "asyncio", "gradio", "alembic.runtime.plugins", "procrastinate"),
+)
 
 
 class Redactor(logging.Formatter):

@@ -1,4 +1,5 @@
-"""The model, as the settings name it: brought here, its precision found, loaded; and the roles it is asked in."""
+"""The model, as the settings name it: brought here, its precision found, loaded, or found on its server; and the roles
+it is asked in."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,6 +29,9 @@ from engine.types import Engine, EngineConfig, LabelRole, TextRole
 if TYPE_CHECKING:
     from engine.precision import Report
     from engine.qwen import QwenEngine
+    from engine.remote import RemoteEngine
+
+log = structlog.get_logger(__name__)
 
 
 def sentiment_role(settings: Settings) -> LabelRole:
@@ -47,8 +52,13 @@ def reply_role(settings: Settings) -> TextRole:
     )
 
 
-def model_path(settings: Settings, console: Console) -> Path:
-    """Where the model's files are; downloads them when they are not there yet. Raises ModelUnavailable."""
+def model_path(settings: Settings, console: Console) -> Path | None:
+    """Where the model's files are; downloads them when they are not there yet. None where a server has the model.
+
+    Raises ModelUnavailable.
+    """
+    if settings.engine.backend == "openai":
+        return None
     model, revision = settings.engine.model, settings.engine.revision
     path = load.resolve(model, revision)
     return path or pull(model, revision, console)
@@ -62,11 +72,13 @@ def pull(model: str, revision: str, console: Console) -> Path:
         return load.pull(model, revision, lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def check_precision(path: Path, model: str, console: Console) -> Report:
+def check_precision(path: Path | None, model: str, console: Console) -> Report:
     """Compare 8 bits with 32 on this machine, with a progress bar.
 
-    Raises ModelUnavailable, and ConfigError where this machine does not calculate in 8 bits.
+    Raises ModelUnavailable, and ConfigError where this machine does not calculate in 8 bits, or not at all.
     """
+    if path is None:
+        raise ConfigError(f"{model} is run by its server, which has its own say on precision")
     from engine import precision, quantize  # import torch: seconds
 
     if not quantize.int8_supported():
@@ -89,22 +101,49 @@ def precision_table(report: Report) -> Table:
     return table
 
 
-async def load_engine(settings: Settings, path: Path, console: Console) -> Engine:
-    """Load the model beside the event loop, with a progress bar; before its first start, find its precision.
+async def load_engine(settings: Settings, path: Path | None, console: Console) -> Engine:
+    """The model in `path`, or where that is None the one on its server, ready for the roles it is asked in.
 
     Raises ModelUnavailable, and ConfigError for roles that the model cannot serve (labels that it cannot tell apart).
     """
-    speech = settings.engine
-    config = EngineConfig(
-        model=speech.model,
-        revision=speech.revision,
-        context_tokens=speech.context_tokens,
-        deadline_s=speech.deadline_seconds,
-        penalise_prompt=speech.penalise_prompt,
-        precision=speech.precision,
-        cache_megabytes=speech.cache_megabytes,
-        threads=speech.threads,
-    )
+    if path is None:
+        return await connect(settings)
+    engine = await _load(settings, path, console)
+    await _check_roles(engine, settings)
+    return engine
+
+
+async def connect(settings: Settings) -> RemoteEngine:
+    """The model on its server, ready for the roles it is asked in. What the server offers is logged.
+
+    Raises ModelUnavailable, and ConfigError for a key, a model or roles that it does not serve.
+    """
+    try:
+        from engine.remote import RemoteEngine
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"engine.backend is \"openai\" but {error.name} is not installed: pip install 'frontdesk[openai]'"
+        ) from None
+
+    url, key = settings.engine.base_url, settings.secrets.engine_api_key.get_secret_value()
+    engine = await RemoteEngine.connect(_config(settings), url, key)
+    await _check_roles(engine, settings)
+    log.info("model server found", url=url, model=settings.engine.model, offers=str(engine.offers))
+    return engine
+
+
+async def _check_roles(engine: QwenEngine | RemoteEngine, settings: Settings) -> None:
+    try:
+        await engine.check(sentiment_role(settings))
+        await engine.check(reply_role(settings))
+    except FrontdeskError:
+        await engine.close()
+        raise
+
+
+async def _load(settings: Settings, path: Path, console: Console) -> QwenEngine:
+    """Load the model beside the event loop, with a progress bar; before its first start, find its precision."""
+    speech, config = settings.engine, _config(settings)
     if speech.precision == "auto":
         await asyncio.to_thread(_settle_precision, path, speech.model, console)
 
@@ -115,14 +154,21 @@ async def load_engine(settings: Settings, path: Path, console: Console) -> Engin
 
     with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as progress:
         task = progress.add_task(f"loading {speech.model}", total=1.0)
-        engine = await asyncio.to_thread(loading, lambda share: progress.update(task, completed=share))
-    try:
-        await engine.check(sentiment_role(settings))
-        await engine.check(reply_role(settings))
-    except FrontdeskError:
-        await engine.close()
-        raise
-    return engine
+        return await asyncio.to_thread(loading, lambda share: progress.update(task, completed=share))
+
+
+def _config(settings: Settings) -> EngineConfig:
+    speech = settings.engine
+    return EngineConfig(
+        model=speech.model,
+        revision=speech.revision,
+        context_tokens=speech.context_tokens,
+        deadline_s=speech.deadline_seconds,
+        penalise_prompt=speech.penalise_prompt,
+        precision=speech.precision,
+        cache_megabytes=speech.cache_megabytes,
+        threads=speech.threads,
+    )
 
 
 def _settle_precision(path: Path, model: str, console: Console) -> None:

@@ -1,13 +1,14 @@
-"""Between words and token ids: the official chat template, and text that can be shown. Needs no torch."""
+"""Between words and token ids: the official chat template, and text that can be shown. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, cast
 
 from engine.types import LabelRole, Speaker, TextRole, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 """Control characters other than tab and newline, for str.translate: no part of a reply."""
@@ -34,7 +35,7 @@ class Chat:
     def text(self, tokens: list[int]) -> str:
         """What can be shown of a reply so far: no special token, no character whose last bytes are still to come."""
         text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cast(str, text).rstrip("\ufffd").translate(CONTROLS).strip()
+        return shown(cast(str, text))
 
     def _render(self, system: str, turns: Sequence[Turn]) -> list[int]:
         messages = [{"role": "system", "content": self._harmless(system)}]
@@ -47,3 +48,8 @@ class Chat:
         for token in self._tokenizer.get_added_vocab():
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
+
+
+def shown(text: str) -> str:
+    """What of a decoded text can be shown."""
+    return text.rstrip("\ufffd").translate(CONTROLS).strip()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from engine.types import Speaker, Turn
 
 GAP = " … "
+MESSAGE_ROOM = 32
+"""Tokens that a role's own words must leave to the customer's."""
 
 
 def fit(turns: Sequence[Turn], count: Callable[[Sequence[Turn]], int], budget: int) -> list[Turn]:

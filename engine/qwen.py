@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError, FrontdeskError
 from engine.chat import Chat
 from engine.draft import CONTEXT, ROWS, Index, Replies
-from engine.history import cut, fit
+from engine.history import MESSAGE_ROOM, cut, fit
 from engine.kv import Histories, common
 from engine.model import Model, read
 from engine.network import Network, Past, Segment
@@ -33,9 +33,6 @@ from engine.roles import CONTENT_FREE
 from engine.sampling import choose, penalise
 from engine.scheduler import Item, Scheduler
 from engine.types import EngineConfig, LabelRole, LabelScores, OnText, Reply, Speaker, StopReason, TextRole, Turn
-
-MESSAGE_ROOM = 32
-"""Tokens that a role's own words must leave to the customer's."""
 
 Role = LabelRole | TextRole
 

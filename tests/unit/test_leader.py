@@ -1,0 +1,95 @@
+"""One of many processes leads, on a real PostgreSQL; who loses the connection stops, and another takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+import pytest
+from sqlalchemy import text
+
+from bot.store.database import open_engine
+from bot.store.leader import lead
+from tests.conftest import only_postgres, only_sqlite
+
+
+class Worker:
+    """Notes when it begins and ends."""
+
+    def __init__(self) -> None:
+        self.working = asyncio.Event()
+        self.began = 0
+
+    async def __call__(self) -> None:
+        self.began += 1
+        self.working.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.working.clear()
+
+
+async def until(worker: Worker) -> None:
+    async with asyncio.timeout(15):
+        await worker.working.wait()
+
+
+async def cancel(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.gather(*tasks)
+
+
+@only_sqlite
+async def test_on_a_file_the_one_process_works_at_once(database_url: str) -> None:
+    worker = Worker()
+    task = asyncio.create_task(lead(database_url, "poll", worker))
+    await until(worker)
+    await cancel(task)
+
+
+@only_postgres
+async def test_one_works_and_the_other_waits_until_it_ends(database_url: str) -> None:
+    one, other, different = Worker(), Worker(), Worker()
+    first = asyncio.create_task(lead(database_url, "poll", one))
+    await until(one)
+    second = asyncio.create_task(lead(database_url, "poll", other))
+    third = asyncio.create_task(lead(database_url, "sweep", different))
+    await until(different)
+    await asyncio.sleep(0.3)
+    assert not other.working.is_set()
+    await cancel(first)
+    assert not one.working.is_set()
+    await until(other)
+    await cancel(second, third)
+
+
+@only_postgres
+async def test_who_loses_the_connection_stops_and_another_takes_over_within_15_seconds(database_url: str) -> None:
+    one, other = Worker(), Worker()
+    first = asyncio.create_task(lead(database_url, "poll", one))
+    await until(one)
+    second = asyncio.create_task(lead(database_url, "poll", other))
+    engine = open_engine(database_url)
+    with engine.begin() as connection:
+        holders = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        assert connection.execute(text(holders)).all()
+    engine.dispose()
+    cut = time.monotonic()
+    async with asyncio.timeout(15):
+        while one.began + other.began < 2:  # noqa: ASYNC110 - whichever of them is first
+            await asyncio.sleep(0.02)
+    print(f"the lead was taken over after {time.monotonic() - cut:.1f} s")
+    assert one.working.is_set() != other.working.is_set()
+    await cancel(first, second)
+
+
+@only_postgres
+async def test_what_the_work_raises_ends_the_lead(database_url: str) -> None:
+    async def fails() -> None:
+        raise ValueError("mend me")
+
+    with pytest.raises(ValueError, match="mend me"):
+        await lead(database_url, "poll", fails)
