@@ -248,7 +248,9 @@ class SlackAdapter:
         if message.kind is OutboundKind.MARK:
             return Delivery(await self._react(message))
         if message.kind is OutboundKind.WITHDRAW:
-            with verdicts(f"taking back a message in {message.address.chat}"):
+            await self._files.delete(message.address.chat, message.reply_to)
+            # of one that held nothing but files, nothing may be left
+            with verdicts(f"taking back a message in {message.address.chat}"), tolerating("message_not_found"):
                 await self._client.chat_delete(channel=message.address.chat, ts=message.reply_to)
             return Delivery(message.reply_to)
         with verdicts(f"the message to {message.address.chat}"):

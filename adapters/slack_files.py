@@ -113,11 +113,23 @@ class Files:
             raise Undeliverable(f"{unknown}, twice: it may have arrived") if message.maybe_sent else unknown
         return ts
 
+    async def delete(self, chat: str, ts: str) -> None:
+        """Delete the files of a message of ours: Slack keeps them when it is deleted. Raises DeliveryError."""
+        said = await self._find(chat, ts)
+        for each in (said or {}).get("files") or ():
+            with asking("the deletion of a file"), tolerating("file_not_found", "file_deleted"):
+                await self._client.files_delete(file=ident(each, "id"))
+
     async def _read(self, event_id: str) -> Mapping[str, Any]:
-        """A message; unlike conversations.history, conversations.replies also has it where it is part of a thread."""
         channel, _, ts = event_id.rpartition(":")
+        if (said := await self._find(channel, ts)) is None:
+            raise Undeliverable(_GONE)
+        return said
+
+    async def _find(self, channel: str, ts: str) -> Mapping[str, Any] | None:
+        """A message; unlike conversations.history, conversations.replies also has it where it is part of a thread."""
         found: Any = []
-        with asking("the message to copy"), tolerating("thread_not_found"):
+        with asking("a message with files"), tolerating("thread_not_found"):
             answer = await self._client.conversations_replies(
                 channel=channel, ts=ts, oldest=ts, latest=ts, inclusive=True
             )
@@ -125,7 +137,7 @@ class Files:
         for said in found:
             if isinstance(said, Mapping) and ident(said, "ts") == ts:
                 return said
-        raise Undeliverable(_GONE)
+        return None
 
     async def _carry(self, source: Source) -> dict[str, str | None]:
         """Download a file and upload it, where nobody sees it yet: its new id, and its title."""

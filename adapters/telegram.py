@@ -116,7 +116,8 @@ class TelegramAdapter:
         """`desk` answers what is asked of it in `agents`, the chat of the cards, "" where they go elsewhere."""
         self._desk, self._agents = desk, agents
         self._bot = Bot.at(token, api_url)
-        self._webhook, self._secret = webhook, secrets.token_urlsafe(32)
+        # the same in every process that Telegram may post to
+        self._webhook, self._secret = webhook, hmac.digest(token.encode(), b"webhook", "sha256").hex()
         self._inbox: Inbox | None = None
         self._pace = Pace()
         self._typing: dict[Address, float] = {}

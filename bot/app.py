@@ -7,6 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +33,13 @@ from bot.messages import Adapter, Address, Platform
 from bot.metrics import Metrics
 from bot.model import load_engine, model_path, reply_role, sentiment_role
 from bot.policy import Limits
-from bot.queue import Handler
-from bot.queue.embedded import EmbeddedQueue, backoff
+from bot.queue import Handler, JobQueue
+from bot.queue.embedded import EmbeddedQueue
+from bot.queue.work import Knobs, backoff
 from bot.retention import Retention
-from bot.store.database import Database, Writer, open_engine, single_writer, upgrade
+from bot.store.database import Database, Writer, is_file, open_engine, single_writer, upgrade
 from bot.store.jobs import JobKind
+from bot.store.leader import lead
 from bot.store.reader import Reader
 from bot.store.store import Store
 from engine.types import Engine
@@ -51,27 +54,36 @@ History = Callable[[Address, str], Awaitable[Sequence[Line]]]
 WATCH_EVERY_S = 5.0
 
 
+class Serve(StrEnum):
+    """What one process does."""
+
+    ALL = "all"
+    ADAPTERS = "adapters"  # takes in what comes from the platforms, and shows the chat page
+    WORKER = "worker"  # attends and delivers
+
+
 @dataclass(slots=True)
 class App:
     """Every part, wired. Made by build(); run() starts and stops them, close() frees what they hold."""
 
+    serves: Serve
     settings: Settings
     database: Database
     writer: Writer
     store: Store
     reader: Reader
-    engine: Engine
+    engine: Engine | None
     metrics: Metrics
-    queue: EmbeddedQueue
+    queue: JobQueue
+    handlers: Mapping[JobKind, Handler]
     intake: Intake
     adapters: Mapping[Platform, Adapter]
     console: ConsoleAdapter
-    attendant: Attendant
     circuit: Circuit
-    deliverer: Deliverer
     hooks: Mapping[str, Hook]
     handoff: Handoff | None
     retention: Retention
+    waiting: set[Platform] = field(default_factory=set)  # to be let in, while another process receives
     stopped: set[Platform] = field(default_factory=set)
     url: str = ""  # of /health, /metrics and the chat page, once they are served
 
@@ -86,37 +98,57 @@ class App:
             raise _first(group) from None
 
     async def _run(self, stop: asyncio.Event) -> None:
-        queue = self.settings.queue
-        handlers: dict[JobKind, Handler] = {JobKind.ATTEND: self.attendant, JobKind.DELIVER: self.deliverer}
+        url, receivers = self.settings.database.url, [] if self.serves is Serve.WORKER else self.adapters.values()
         async with asyncio.TaskGroup() as tasks:
-            parts = [tasks.create_task(self._receive(adapter)) for adapter in self.adapters.values()]
+            parts = [tasks.create_task(self._receive(adapter)) for adapter in receivers]
             parts.append(tasks.create_task(self._serve_http()))
             parts.append(tasks.create_task(self._watch()))
-            working = tasks.create_task(self.queue.run(handlers, stop, queue.drain_seconds))
+            parts.append(tasks.create_task(lead(url, "sweep", self._sweep)))
+            working = tasks.create_task(self._work(stop))
             await stop.wait()
             self.intake.close()
             await working
             for part in parts:
                 part.cancel()
 
+    async def _work(self, stop: asyncio.Event) -> None:
+        if self.handlers:
+            await self.queue.run(self.handlers, stop, self.settings.queue.drain_seconds)
+
     async def close(self) -> None:
-        await self.engine.close()
+        if self.engine is not None:
+            await self.engine.close()
         self.writer.close()
         self.database.dispose()
 
     async def _receive(self, adapter: Adapter) -> None:
-        """One platform that only a person can mend does not take the others down with it."""
+        """One platform that only a person can mend does not take the others down with it.
+
+        What a platform posts is taken in by any number of processes, what is asked of it by one.
+        """
         try:
-            await adapter.run(self.intake)
+            if _asks(self.settings, adapter.platform):
+                self.waiting.add(adapter.platform)
+                await lead(self.settings.database.url, f"receive {adapter.platform}", partial(self._take_in, adapter))
+            else:
+                await adapter.run(self.intake)
         except ConfigError as error:
             logger.error("platform stopped", platform=adapter.platform, error=str(error))
             self.stopped.add(adapter.platform)
             if self.stopped >= self.adapters.keys() - {Platform.CONSOLE, Platform.WEB}:
                 raise
 
+    async def _take_in(self, adapter: Adapter) -> None:
+        self.waiting.discard(adapter.platform)
+        try:
+            await adapter.run(self.intake)
+        finally:
+            self.waiting.add(adapter.platform)
+
     async def _serve_http(self) -> None:
-        web, routes = self.settings.web, build_asgi(self.metrics, self.health, self.hooks)
-        if web.enabled:
+        hooks = {} if self.serves is Serve.WORKER else self.hooks
+        web, routes = self.settings.web, build_asgi(self.metrics, self.health, hooks)
+        if web.enabled and self.serves is not Serve.WORKER:
             self._mount_page(routes)
         await serve(routes, web.host, web.port, partial(setattr, self, "url"))
 
@@ -135,13 +167,20 @@ class App:
         while True:
             try:
                 load = await self.writer(self.reader.load)
-                if self.handoff is not None:
-                    await self.handoff.sweep()
-                await self.retention.sweep()
             except DatabaseUnavailable as error:
                 logger.error("the database is away", error=str(error))
             else:
                 self.metrics.load(load.oldest_job_s, load.open_escalations)
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                if self.handoff is not None:
+                    await self.handoff.sweep()
+                await self.retention.sweep()
+            except DatabaseUnavailable as error:
+                logger.error("nothing swept, the database is away", error=str(error))
             await asyncio.sleep(WATCH_EVERY_S)
 
     async def health(self) -> Health:
@@ -150,19 +189,18 @@ class App:
             database = True
         except DatabaseUnavailable:
             database = False
-        contacts = {
-            str(platform): adapter.last_contact
-            for platform, adapter in self.adapters.items()
-            if platform in (Platform.TELEGRAM, Platform.SLACK)
-        }
-        return Health(database, self.engine.alive and not self.circuit.is_open, contacts)
+        receives = {Platform.TELEGRAM, Platform.SLACK} - self.waiting if self.serves is not Serve.WORKER else ()
+        contacts = {str(each): adapter.last_contact for each, adapter in self.adapters.items() if each in receives}
+        engine = self.engine is None or (self.engine.alive and not self.circuit.is_open)
+        return Health(database, engine, contacts)
 
 
-def build(settings: Settings, engine: Engine, console: Console | None = None) -> App:
-    """Wire the parts. The database must have been upgraded."""
+def build(settings: Settings, engine: Engine | None, console: Console | None = None, serves: Serve = Serve.ALL) -> App:
+    """Wire the parts. The database must have been upgraded; who serves the adapters alone has no `engine`."""
     database = open_engine(settings.database.url)
     writer, metrics, circuit = Writer(), Metrics(), Circuit()
-    store, reader = Store(database, cards_to(settings)), Reader(database)
+    reader = Reader(database)
+    store, queue = _store_and_queue(settings, database, writer)
     terminal = ConsoleAdapter(console or Console(), partial(emoji, settings))
     desk = Desk(reader, writer, cards_to(settings))
     platforms = [
@@ -170,14 +208,6 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         *_platforms(settings, lambda address, customer: writer(reader.history, address, customer), desk),
     ]
     adapters = {adapter.platform: adapter for adapter in platforms}
-    queue = EmbeddedQueue(
-        store,
-        writer,
-        concurrency=settings.queue.concurrency,
-        lease=timedelta(seconds=settings.queue.lease_seconds),
-        max_attempts=settings.queue.max_attempts,
-        max_backoff=(longest := timedelta(seconds=settings.queue.max_backoff_seconds)),
-    )
     behaviour, agents = manners(settings), cards_to(settings)
     handoff = None
     if agents is not None and agents.platform in adapters:
@@ -190,7 +220,14 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
             queue.wake,
             handoff_manners(settings),
         )
+    handlers: dict[JobKind, Handler] = {}
+    if engine is not None:
+        attendant = Attendant(store, writer, engine, adapters, behaviour, metrics, queue.wake, circuit)
+        delay = partial(backoff, cap=timedelta(seconds=settings.queue.max_backoff_seconds))
+        deliverer = Deliverer(store, writer, adapters, behaviour.cards, metrics, delay, thumbs=settings.business.thumbs)
+        handlers = {JobKind.ATTEND: attendant, JobKind.DELIVER: deliverer}
     return App(
+        serves,
         settings,
         database,
         writer,
@@ -199,6 +236,7 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         engine,
         metrics,
         queue,
+        handlers,
         Intake(
             store,
             writer,
@@ -212,21 +250,29 @@ def build(settings: Settings, engine: Engine, console: Console | None = None) ->
         ),
         adapters,
         terminal,
-        Attendant(store, writer, engine, adapters, behaviour, metrics, queue.wake, circuit),
         circuit,
-        Deliverer(
-            store,
-            writer,
-            adapters,
-            behaviour.cards,
-            metrics,
-            lambda attempt: backoff(attempt, longest),
-            thumbs=settings.business.thumbs,
-        ),
         dict(_hooks(settings, adapters)),
         handoff,
         Retention(store, writer, engine, timedelta(days=settings.privacy.keep_days), queue.wake),
     )
+
+
+def _store_and_queue(settings: Settings, database: Database, writer: Writer) -> tuple[Store, JobQueue]:
+    section, cards = settings.queue, cards_to(settings)
+    knobs = Knobs(
+        concurrency=section.concurrency,
+        lease=timedelta(seconds=section.lease_seconds),
+        max_attempts=section.max_attempts,
+        max_backoff=timedelta(seconds=section.max_backoff_seconds),
+    )
+    if section.backend == "embedded":
+        store = Store(database, cards)
+        return store, EmbeddedQueue(store, writer, **knobs)
+    from bot.queue.procrastinate import ProcrastinateQueue
+    from bot.store.tokens import TokenStore
+
+    tokens = TokenStore(database, cards)
+    return tokens, ProcrastinateQueue(tokens, writer, **knobs)
 
 
 def _platforms(settings: Settings, history: History, desk: Desk) -> Iterator[Adapter]:
@@ -263,6 +309,12 @@ def _hooks(settings: Settings, adapters: Mapping[Platform, Adapter]) -> Iterator
             yield urlsplit(section.webhook).path, adapter.hear
 
 
+def _asks(settings: Settings, platform: Platform) -> bool:
+    """Whether we ask the platform what there is, so that only one process may."""
+    webhooks = {Platform.TELEGRAM: settings.telegram.webhook, Platform.SLACK: settings.slack.webhook}
+    return webhooks.get(platform) == ""
+
+
 def _say_in_browser(key: str, code: str) -> str:
     return say(key, language_of("", code))
 
@@ -284,6 +336,7 @@ def manners(settings: Settings) -> Manners:
     return Manners(
         sentiment=sentiment_role(settings),
         reply=reply_role(settings),
+        deadline_s=settings.engine.deadline_seconds,
         negative=settings.sentiment.negative,
         threshold=settings.escalation.threshold,
         keywords=settings.escalation.keywords,
@@ -317,22 +370,31 @@ def emoji(settings: Settings, label: str) -> str:
 # -- starting --------------------------------------------------------------------------------------
 
 
-def run(settings: Settings) -> int:
-    """`frontdesk run`: serve every configured platform until SIGTERM or Ctrl-C. Raises FrontdeskError."""
+def run(settings: Settings, serves: Serve = Serve.ALL) -> int:
+    """`frontdesk run`: serve every configured platform, or a part of it, until SIGTERM or Ctrl-C.
+
+    Raises FrontdeskError.
+    """
+    if serves is not Serve.ALL and is_file(settings.database.url):
+        raise ConfigError(
+            f"--serve {serves} is for one of several processes, and they need PostgreSQL: set database.url, or leave "
+            "--serve out"
+        )
     log.set_up(settings.log.level, settings.log.format, settings.secrets.values())
     console = Console(stderr=True)
     with single_writer(settings.database.url):
-        upgrade(settings.database.url)
-        path = model_path(settings, console)
-        asyncio.run(_serve(settings, path, console))
+        upgrade(settings.database.url, tokens=settings.queue.backend == "procrastinate")
+        path = model_path(settings, console) if serves is not Serve.ADAPTERS else None
+        asyncio.run(_serve(settings, path, console, serves))
     return 0
 
 
-async def _serve(settings: Settings, path: Path, console: Console) -> None:
+async def _serve(settings: Settings, path: Path | None, console: Console, serves: Serve) -> None:
     stop = stop_on_signals()
-    app = build(settings, await load_engine(settings, path, console))
+    engine = await load_engine(settings, path, console) if serves is not Serve.ADAPTERS else None
+    app = build(settings, engine, serves=serves)
     try:
-        logger.info("serving", platforms=sorted(app.adapters), model=settings.engine.model)
+        logger.info("serving", what=serves, platforms=sorted(app.adapters), model=settings.engine.model)
         await app.run(stop)
     finally:
         await app.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -15,7 +15,7 @@ from bot.catalogue import language_of, languages, say, say_when
 from bot.circuit import Circuit
 from bot.conversation import Author, Call, Line, Outcome, Owner, Reason
 from bot.deliver import Progress
-from bot.errors import EngineError
+from bot.errors import DeadlineExceeded, EngineError, LeaseLost
 from bot.escalate import CardWriter
 from bot.hours import Hours
 from bot.messages import MARKS, Adapter, InboundKind, OutboundKind, Platform, Preview, Sentiment
@@ -45,17 +45,21 @@ from engine.types import Engine, LabelRole, Reply, Speaker, TextRole, Turn
 
 log = structlog.get_logger(__name__)
 
+GRACE_S = 5.0
+"""How long after its own deadline an engine that keeps none is given up."""
+
 _AWAITED = ("human_called", "human_already_called", "status_waiting", "failed", "out_of_order", "too_late")
 """Sentences that promise a colleague, who may not be there just now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manners:
-    """How the desk behaves: two roles, how moods are judged, which words call a human, what is too much, our name,
-    how agents are told, and when they are there."""
+    """How the desk behaves: two roles, the seconds an engine may take, how moods are judged, which words call a human,
+    what is too much, our name, how agents are told, and when they are there."""
 
     sentiment: LabelRole
     reply: TextRole
+    deadline_s: float
     negative: str
     threshold: float
     keywords: tuple[str, ...]
@@ -96,7 +100,11 @@ class Attendant:
         waiting = await self._writer(self._store.waiting, claim)
         with structlog.contextvars.bound_contextvars(messages=[line.id for line in waiting.lines]):
             settlement = await self._attend(waiting)
-            erased = await self._writer(self._store.finish, claim, settlement)
+            try:
+                erased = await self._writer(self._store.finish, claim, settlement)
+            except LeaseLost:  # perhaps the customer was erased, and the model has read them again since
+                await self._engine.forget(str(claim.conversation_id))
+                raise
             for conversation_id in erased:
                 await self._engine.forget(str(conversation_id))
             self._report(settlement)
@@ -131,16 +139,17 @@ class Attendant:
             if self._manners.limits.passed(waiting.pace):
                 return self._shed(waiting)
             if waited > TOO_LATE_AFTER and _texts(waiting.lines):
-                return self._stand_in(waiting, TOO_LATE, since=self._caught_up_at)
+                return await self._stand_in(waiting, TOO_LATE, since=self._caught_up_at)
             asked = await self._ask_if_well(waiting)
             if asked is None:
-                return self._stand_in(waiting, OUT_OF_ORDER, since=self._broken_at)
+                return await self._stand_in(waiting, OUT_OF_ORDER, since=self._broken_at)
             moods, reply, seen = asked
         heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
         told = any(line.cut for line in waiting.history)
         decision = decide(heard, waiting.conversation.owner, self._manners.keywords, told)
-        if waited > SLOW_AFTER and not (silent or decision.forget or _was_told(waiting, SLOW, self._caught_up_at)):
-            decision = replace(decision, before=(SLOW, *decision.before))
+        if waited > SLOW_AFTER and not (silent or decision.forget):
+            if not await self._was_told(waiting, SLOW, self._caught_up_at):
+                decision = replace(decision, before=(SLOW, *decision.before))
         verdicts = _verdicts(heard, decision.call, Outcome.SILENT if silent else Outcome.ANSWERED)
         if decision.language:
             waiting = _speaking(waiting, decision.language)
@@ -159,9 +168,14 @@ class Attendant:
         decision = shed(waiting.lines, owner, keywords, told=waiting.pace.shed)
         return self._unread(waiting, decision, Outcome.SHED)
 
-    def _stand_in(self, waiting: Waiting, instead: Instead, since: datetime) -> Settlement:
+    async def _was_told(self, waiting: Waiting, key: str, since: datetime) -> bool:
+        """Whether a sentence without fields was said, in any language."""
+        sentences = [say(key, code) for code in languages()]
+        return await self._writer(self._store.was_told, waiting.conversation.id, sentences, since)
+
+    async def _stand_in(self, waiting: Waiting, instead: Instead, since: datetime) -> Settlement:
         owner, keywords = waiting.conversation.owner, self._manners.keywords
-        told = _was_told(waiting, instead.sentence, since)
+        told = await self._was_told(waiting, instead.sentence, since)
         return self._unread(waiting, stand_in(waiting.lines, owner, keywords, instead, told), instead.outcome)
 
     def _unread(self, waiting: Waiting, decision: Decision, others: Outcome) -> Settlement:
@@ -206,7 +220,7 @@ class Attendant:
         if not self._circuit.lets_through():
             return None
         try:
-            with self._watched():
+            async with self._watched():
                 return await self._ask_engine(waiting)
         except EngineError as error:
             if not self._circuit.is_open:
@@ -214,11 +228,15 @@ class Attendant:
             log.warning("not answered", error=str(error))
             return None
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Whether the engine fails is counted once for all that is asked about a conversation together."""
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        """Whether the engine fails is counted once for all that is asked about a conversation together.
+
+        An engine keeps its deadlines itself; one that hangs does not.
+        """
         try:
-            yield
+            async with self._in_time():
+                yield
         except EngineError as error:
             if self._circuit.failed():
                 self._broken_at = self._now()
@@ -228,6 +246,14 @@ class Attendant:
         if self._circuit.succeeded():
             self._metrics.circuit(False)
             log.info("the engine answers again")
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._manners.deadline_s + GRACE_S):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded("the engine hangs: restart frontdesk if it goes on") from None
 
     async def _ask_engine(self, waiting: Waiting) -> tuple[dict[int, Sentiment], Reply | None, str]:
         """Mood and reply are asked for at the same time; the mood is there first and shown at once.
@@ -252,8 +278,8 @@ class Attendant:
                     moods = [tasks.create_task(self._mood(line, progress)) for line in _texts(waiting.lines)]
                     if needs_model(waiting.lines, self._manners.keywords):
                         reply = tasks.create_task(self._reply(waiting, progress))
-            except* EngineError as group:
-                raise group.exceptions[0] from None
+            except* Exception as group:
+                raise group.exceptions[0] from None  # what failed, without the group around it
         whole = reply.result() if reply and not reply.cancelled() else None
         return dict(task.result() for task in moods), whole, progress.seen
 
@@ -263,7 +289,7 @@ class Attendant:
         if not texts or not self._circuit.lets_through():
             return {}
         try:
-            with self._watched():
+            async with self._watched():
                 return dict([await self._mood(line) for line in texts])
         except EngineError as error:
             log.warning("mood not read", error=str(error))
@@ -304,13 +330,6 @@ def _speaking(waiting: Waiting, language: str) -> Waiting:
     return replace(
         waiting, conversation=replace(conversation, customer=replace(conversation.customer, chosen=language))
     )
-
-
-def _was_told(waiting: Waiting, key: str, since: datetime) -> bool:
-    """Whether a sentence without fields was said, in any language."""
-    sentences = tuple(say(key, code) for code in languages())
-    notices = [line for line in waiting.history if line.author is Author.NOTICE and line.at >= since]
-    return any(line.text.startswith(sentences) for line in notices)
 
 
 def to_turns(lines: Sequence[Line]) -> list[Turn]:

@@ -70,12 +70,23 @@ def demo(
 
 
 @app.command()
-def run(config: Config = CONFIG) -> None:
+def run(
+    config: Config = CONFIG,
+    serve: Annotated[
+        str, typer.Option(help="all; or one of several processes on PostgreSQL: adapters, worker.")
+    ] = "all",
+    port: Annotated[int | None, typer.Option(help="Instead of web.port, for several processes on a machine.")] = None,
+) -> None:
     """Serve every configured platform until Ctrl-C or SIGTERM."""
-    from bot.app import run
+    from bot.app import Serve, run
     from bot.config import load
 
-    raise typer.Exit(run(load(config)))
+    if serve not in (known := [str(each) for each in Serve]):
+        raise FrontdeskError(f"--serve {serve} is unknown: use {', '.join(known)}")
+    settings = load(config)
+    if port is not None:
+        settings = settings.model_copy(update={"web": settings.web.model_copy(update={"port": port})})
+    raise typer.Exit(run(settings, Serve(serve)))
 
 
 @app.command()
@@ -261,6 +272,8 @@ def model_pull(
     from engine.load import size_on_disk
 
     settings = load(config) if config.exists() else Settings()
+    if model is None and settings.engine.backend == "openai":
+        raise FrontdeskError("the configured model is run by its server, and nothing of it is needed here")
     name, revision = (model, "") if model else (settings.engine.model, settings.engine.revision)
     console = Console(soft_wrap=True)
     path = pull(name, revision, console)
@@ -294,12 +307,13 @@ def model_check(
 def db_upgrade(config: Config = CONFIG) -> None:
     """Bring the database to the newest schema; `run` does it by itself."""
     from bot.config import load
-    from bot.store.database import file_of, single_writer, upgrade
+    from bot.store.database import name_of, single_writer, upgrade
 
-    url = load(config).database.url
+    settings = load(config)
+    url = settings.database.url
     with single_writer(url):
-        upgrade(url)
-    typer.echo(f"{file_of(url)} has the newest schema.")
+        upgrade(url, tokens=settings.queue.backend == "procrastinate")
+    typer.echo(f"{name_of(url)} has the newest schema.")
 
 
 @db_app.command("check")
@@ -327,6 +341,20 @@ def db_backup(
     from bot.config import load_without_tokens
 
     write_backup(load_without_tokens(config), file, Console(soft_wrap=True))
+
+
+@db_app.command("copy")
+def db_copy(
+    to: Annotated[str, typer.Option(help="An empty database: postgresql+psycopg://USER@HOST:PORT/DATABASE.")],
+    config: Config = CONFIG,
+) -> None:
+    """Copy everything from SQLite to PostgreSQL, while no service runs."""
+    from rich.console import Console
+
+    from bot.backup import write_copy
+    from bot.config import load_without_tokens
+
+    write_copy(load_without_tokens(config), to, Console(soft_wrap=True))
 
 
 @slack_app.command("manifest")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -69,8 +69,13 @@ class Business(_Section):
 
 
 class EngineSection(_Section):
-    """The model and how it speaks. `revision` "" is the tested one of the default model, the newest of any other."""
+    """The model and how it speaks. `revision` "" is the tested one of the default model, the newest of any other.
 
+    `backend` is who runs it: this program, or a server at `base_url` that speaks OpenAI's language.
+    """
+
+    backend: Literal["own", "openai"] = "own"
+    base_url: str = Field(default="", pattern="^(https?://|$)")
     model: Text = DEFAULT_MODEL
     revision: str = ""
     context_tokens: int = Field(default=1024, ge=128, le=32_768)
@@ -82,6 +87,14 @@ class EngineSection(_Section):
     cache_megabytes: int = Field(default=200, ge=0, le=100_000)
     deadline_seconds: float = Field(default=60, gt=0, le=600)
     threads: int = Field(default=0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _server_has_an_address(self) -> EngineSection:
+        if "@" in self.base_url:
+            raise ValueError("base_url holds a password: remove it there and set FRONTDESK_ENGINE_API_KEY")
+        if self.backend == "openai" and not self.base_url:
+            raise ValueError('backend = "openai" needs base_url: the server\'s address, "http://127.0.0.1:8000/v1"')
+        return self
 
 
 class SentimentSection(_Section):
@@ -186,21 +199,30 @@ class WebSection(_Section):
 
 
 class DatabaseSection(_Section):
+    """A SQLite file or a PostgreSQL database; libpq finds the password of that where it always does."""
+
     url: str = "sqlite:///frontdesk.db"
 
     @field_validator("url")
     @classmethod
-    def _only_sqlite_yet(cls, value: str) -> str:
-        if not value.startswith("sqlite:///") or value == "sqlite:///":
-            raise ValueError('use "sqlite:///FILE"')
+    def _names_a_database(cls, value: str) -> str:
+        address = urlsplit(value)
+        if address.scheme not in ("sqlite", "postgresql+psycopg") or not address.path.strip("/"):
+            raise ValueError('use "sqlite:///FILE" or "postgresql+psycopg://USER@HOST:PORT/DATABASE"')
+        if address.password is not None or "password" in parse_qs(address.query):
+            raise ValueError(
+                "holds a password: remove it there and set PGPASSWORD in the environment, or use ~/.pgpass"
+            )
+        _ = address.port  # raises ValueError when it is no number
         return value
 
 
 class QueueSection(_Section):
     """How jobs are worked off. A job is dead after `max_attempts` claims that did not end in a shutdown."""
 
+    backend: Literal["embedded", "procrastinate"] = "embedded"
     concurrency: int = Field(default=8, ge=1, le=256)
-    lease_seconds: float = Field(default=30, gt=0, le=3_600)
+    lease_seconds: float = Field(default=20, gt=0, le=3_600)
     max_attempts: int = Field(default=3, ge=1, le=20)
     max_backoff_seconds: float = Field(default=30, gt=0, le=3_600)
     drain_seconds: float = Field(default=20, ge=0, le=600)
@@ -248,6 +270,7 @@ class Secrets(BaseSettings):
     slack_app_token: SecretStr = SecretStr("")
     slack_signing_secret: SecretStr = SecretStr("")
     web_password: SecretStr = SecretStr("")
+    engine_api_key: SecretStr = SecretStr("")
 
     def values(self) -> tuple[str, ...]:
         """Every secret in force, for the log's redaction."""
@@ -315,6 +338,7 @@ def parse(document: Mapping[str, Any], secrets: Secrets, *, source: str = "confi
     except ValidationError as error:
         raise ConfigError(f"{source}: {_sentence(error)}") from None
     _refuse_channel_without_platform(settings, source)
+    _refuse_procrastinate_on_a_file(settings, source)
     return settings
 
 
@@ -371,10 +395,20 @@ def _refuse_channel_without_platform(settings: Settings, source: str) -> None:
         )
 
 
+def _refuse_procrastinate_on_a_file(settings: Settings, source: str) -> None:
+    if settings.queue.backend == "procrastinate" and settings.database.url.startswith("sqlite:"):
+        raise ConfigError(
+            f'{source}: queue.backend "procrastinate" needs PostgreSQL but database.url names a file: '
+            'set database.url = "postgresql+psycopg://USER@HOST:PORT/DATABASE", or leave queue.backend out'
+        )
+
+
 def _anchored(settings: Settings, base: Path) -> Settings:
-    file = Path(settings.database.url.removeprefix("sqlite:///"))
-    update: dict[str, Any] = {"database": DatabaseSection(url=f"sqlite:///{(base / file).absolute()}")}
-    if settings.engine.model.startswith((".", "~")):
+    update: dict[str, Any] = {}
+    if (url := settings.database.url).startswith("sqlite:///"):
+        file = (base / url.removeprefix("sqlite:///")).absolute()
+        update["database"] = DatabaseSection(url=f"sqlite:///{file}")
+    if settings.engine.backend == "own" and settings.engine.model.startswith((".", "~")):
         model = (base / Path(settings.engine.model).expanduser()).absolute()
         update["engine"] = settings.engine.model_copy(update={"model": str(model)})
     return settings.model_copy(update=update)

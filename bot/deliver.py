@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import structlog
 
+from bot.catalogue import language_of, say
 from bot.conversation import Reason
 from bot.errors import ChatMoved, DeliveryError, OutcomeUnknown, RetryLater, Undeliverable
 from bot.escalate import CardWriter
@@ -78,7 +79,8 @@ class Deliverer:
 
     async def bury(self, claim: Claim, error: str) -> None:
         """Give the message up; unless it was a card, a human is called."""
-        await self._writer(self._store.bury_delivery, claim, error)
+        left = say("not_taken_back", language_of("", ""), why=error)
+        await self._writer(self._store.bury_delivery, claim, error, left)
         self._metrics.delivery("", "failed")
         log.error("could not be delivered", outbound=claim.outbound_id, error=error)
 

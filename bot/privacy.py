@@ -17,7 +17,7 @@ from bot.config import Settings
 from bot.conversation import Escalation, Line
 from bot.errors import DatabaseInUse, FrontdeskError
 from bot.messages import Customer, Platform
-from bot.store.database import file_of, open_engine, open_read_only, single_writer
+from bot.store.database import is_file, name_of, open_engine, open_read_only, single_writer
 from bot.store.reader import Reader
 from bot.store.store import Store
 from bot.store.values import Erased, Kept, Sent
@@ -30,8 +30,8 @@ def forget(
 ) -> bool:
     """Erase one customer as /forget does, if the answer to the question put to `sure` is yes, and print a receipt.
 
-    Returns that answer. Raises DatabaseInUse while a service runs: it may be answering this customer, and what its
-    model remembers of them cannot be reached from here. Raises FrontdeskError for an unknown customer.
+    Returns that answer. Raises DatabaseInUse while a service runs on the file: it may be answering this customer, and
+    what its model remembers of them cannot be reached from here. Raises FrontdeskError for an unknown customer.
     """
     kept = _kept(settings, platform, customer_id)
     url, who = settings.database.url, _who(kept[0].conversation.customer)
@@ -46,7 +46,7 @@ def forget(
             engine.dispose()
     if erased is None:
         raise _unknown(settings, platform, customer_id)
-    for line in _receipt(erased, platform, who):
+    for line in (*_receipt(erased, platform, who), *_left_on_a_server(url)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return True
 
@@ -57,7 +57,7 @@ def _alone(url: str) -> Iterator[None]:
         lock = single_writer(url)
     except DatabaseInUse:
         raise DatabaseInUse(
-            f"{file_of(url)} is in use by a running frontdesk: stop it, or let the customer write /forget"
+            f"{name_of(url)} is in use by a running frontdesk: stop it, or let the customer write /forget"
         ) from None
     with lock:
         yield
@@ -72,9 +72,22 @@ def _receipt(erased: Erased, platform: Platform, who: str) -> Iterator[str]:
     yield "Not erased:"
     if erased.cards or erased.relayed:
         seen = f"{_many(erased.cards, 'card')} and {_many(erased.relayed, 'relayed message')}"
-        yield f"- what agents see: {seen}, which `frontdesk run` empties and takes back when it starts next"
+        yield (
+            f"- what agents see: {seen}, which `frontdesk run` empties and takes back when it starts next; "
+            "where the platform refuses, it tells the agents which to delete by hand"
+        )
+    if erased.lost:
+        yield f"- {_many(erased.lost, 'relayed message')} of which the platform did not tell where: delete by hand"
+    if erased.escalations:
+        yield "- what agents wrote about it where they are"
     yield f"- what is in the chat itself: only its members can delete that on {platform}"
-    yield "- backups made before: they still hold all of it"
+    yield "- backups made before, and files written by `frontdesk export`: they still hold all of it"
+
+
+def _left_on_a_server(url: str) -> Iterator[str]:
+    if not is_file(url):
+        yield "- PostgreSQL's write-ahead log, archives, replicas and the unused space of its files: until it is reused"
+        yield "- what the models of running services have read of it, until these stop"
 
 
 def _who(customer: Customer) -> str:
@@ -205,6 +218,6 @@ def _kept(settings: Settings, platform: Platform, customer_id: str) -> list[Kept
 
 def _unknown(settings: Settings, platform: Platform, customer_id: str) -> FrontdeskError:
     return FrontdeskError(
-        f"there is no {platform} customer {customer_id} in {file_of(settings.database.url)}: "
+        f"there is no {platform} customer {customer_id} in {name_of(settings.database.url)}: "
         "take the id from a card, where it stands beside the name"
     )

@@ -26,7 +26,7 @@ class Retention:
         self,
         store: Store,
         writer: Writer,
-        engine: Engine,
+        engine: Engine | None,
         keep: timedelta,
         on_change: Callable[[], None],
         clock: Clock = utc_now,
@@ -52,7 +52,7 @@ class Retention:
         due = await self._writer(self._store.silent, before, AT_ONCE)
         for customer in due:
             for conversation in await self._writer(self._store.erase_silent, customer, before):
-                if self._engine.alive:
+                if self._engine is not None and self._engine.alive:
                     await self._engine.forget(str(conversation))
         # also where nothing was due: a crash may have come between the last erasing and this
         await self._writer(self._store.leave_no_trace)

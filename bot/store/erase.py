@@ -19,8 +19,10 @@ from bot.store.jobs import JobState
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
 from bot.store.values import Erased, OutboundState
 
-_WITHOUT_TEXT = (OutboundKind.CARD, OutboundKind.WITHDRAW)
+WITHOUT_TEXT = (OutboundKind.CARD, OutboundKind.WITHDRAW)
 """What is sent of an erased conversation all the same."""
+_BEGUN = (OutboundState.SENDING, OutboundState.UNKNOWN, OutboundState.SENT)
+"""What may have arrived."""
 
 
 def known(session: Session, platform: str, external_id: str) -> list[int]:
@@ -43,7 +45,7 @@ def silent(before: datetime) -> Select[int]:
 
 
 def count(session: Session, customer_id: int) -> Erased:
-    """What is stored about a customer; `cards` and `relayed` are what is still to be seen to on the agents' side."""
+    """What is stored about a customer; `cards`, `relayed` and `lost` are what of it agents see, or may see."""
     theirs = select(ConversationRow.id).filter_by(customer_id=customer_id)
 
     def number(table: type[MessageRow | EscalationRow | OutboundRow], **which: str) -> int:
@@ -57,6 +59,7 @@ def count(session: Session, customer_id: int) -> Erased:
         number(OutboundRow),
         number(OutboundRow, kind=OutboundKind.CARD, state=OutboundState.PENDING),
         number(OutboundRow, kind=OutboundKind.WITHDRAW, state=OutboundState.PENDING),
+        sum(number(OutboundRow, kind=OutboundKind.RELAY, platform_id="", state=state) for state in _BEGUN),
     )
 
 
@@ -129,7 +132,7 @@ def _relayed(session: Session, escalation: EscalationRow) -> list[str]:
 def _forget_what_was_said(session: Session, conversations: Sequence[int], besides: JobRow | None) -> None:
     """A card holds no text of its own: one that is on its way arrives, and is emptied by the next."""
     said = select(OutboundRow.id).where(
-        OutboundRow.conversation_id.in_(conversations), OutboundRow.kind.not_in(_WITHOUT_TEXT)
+        OutboundRow.conversation_id.in_(conversations), OutboundRow.kind.not_in(WITHOUT_TEXT)
     )
     at_work = JobRow.conversation_id.in_(conversations) & JobRow.outbound_id.is_(None)
     if besides is not None:

@@ -21,7 +21,7 @@ from bot.messages import (
     OutboundKind,
     Pressed,
 )
-from bot.store import rows
+from bot.store import people, rows
 from bot.store.outbox import Outbox
 from bot.store.schema import ConversationRow, EscalationRow, MessageRow, OutboundRow
 from bot.store.values import Heard, OutboundState, Pressing
@@ -88,16 +88,18 @@ class Handoff:
         Only what the claimer says reaches the customer; anybody else is `told`, once, to claim first. Media reach
         customers of the same platform only: else it is marked as not delivered, and `no_way` says why.
         """
-        row = self._escalation_of(session, message)
+        escalation_id = self._escalation_of(session, message)
+        people.lock(session, ConversationRow.id.in_(select(EscalationRow.conversation_id).filter_by(id=escalation_id)))
+        row = session.get(EscalationRow, escalation_id) if escalation_id is not None else None
         if row is None:
             return Heard.ELSEWHERE
-        if row.resolved_at is not None or row.claimed_by != message.customer.id:
-            self._hint(session, row, message, told)
-            return Heard.NOT_CLAIMED
         conversation = session.get_one(ConversationRow, row.conversation_id)
         event_id = f"agent:{message.event_id}"
         if session.scalar(select(MessageRow.id).filter_by(conversation_id=conversation.id, event_id=event_id)):
             return Heard.DUPLICATE
+        if row.resolved_at is not None or row.claimed_by != message.customer.id:
+            self._hint(session, row, message, told)
+            return Heard.NOT_CLAIMED
         copied = bool(message.media) and self._outbox.can_copy(conversation.platform)
         if message.media and not copied:
             self._outbox.to_agents(session, row, OutboundKind.MARK, NOT_DELIVERED, _own_id(message))
@@ -110,13 +112,15 @@ class Handoff:
 
     def edit(self, session: Session, event: Edited) -> bool:
         """Change what an agent said, before or after the customer saw it. False for what was not said to a customer."""
-        line = session.scalar(select(MessageRow).filter_by(author=Author.AGENT, event_id=f"agent:{event.of}"))
+        said = {"author": Author.AGENT, "event_id": f"agent:{event.of}"}
+        people.lock(session, ConversationRow.id.in_(select(MessageRow.conversation_id).filter_by(**said)))
+        line = session.scalar(select(MessageRow).filter_by(**said))
         if line is None or line.text == event.text:
             return False
         line.text, line.kind = event.text, InboundKind.TEXT
-        said = select(OutboundRow).filter_by(conversation_id=line.conversation_id, message_id=line.id)
-        said = said.where(OutboundRow.kind == OutboundKind.AGENT)
-        last = session.scalars(said.order_by(OutboundRow.created_at.desc()).limit(1)).one()
+        sent = select(OutboundRow).filter_by(conversation_id=line.conversation_id, message_id=line.id)
+        sent = sent.where(OutboundRow.kind == OutboundKind.AGENT)
+        last = session.scalars(sent.order_by(OutboundRow.created_at.desc()).limit(1)).one()
         if last.state == OutboundState.PENDING:
             last.text = event.text
             return True
@@ -155,6 +159,8 @@ class Handoff:
             return
         elif what is Overdue.REMIND and row.reminded_at is None:
             row.reminded_at = self._now()
+            if not row.card_id:  # it did not arrive
+                self._outbox.show_card(session, row)
             self._outbox.to_agents(session, row, OutboundKind.NOTICE, text)
         elif what is Overdue.APOLOGISE and row.apologised_at is None:
             row.apologised_at = self._now()
@@ -189,13 +195,13 @@ class Handoff:
         if error:
             self._outbox.to_agents(session, row, OutboundKind.NOTICE, error, line.reply_to)
 
-    def _escalation_of(self, session: Session, message: InboundMessage) -> EscalationRow | None:
+    def _escalation_of(self, session: Session, message: InboundMessage) -> int | None:
         """By the place opened for it; else by the card, or a customer's words, that the message answers."""
         address = message.address
         if address.thread:
-            here = select(EscalationRow).filter_by(topic=address.thread).order_by(EscalationRow.id.desc())
-            if (row := session.scalar(here.limit(1))) is not None:
-                return row
+            here = select(EscalationRow.id).filter_by(topic=address.thread).order_by(EscalationRow.id.desc())
+            if (found := session.scalar(here.limit(1))) is not None:
+                return found
         if not message.answers:
             return None
         sent = select(OutboundRow.escalation_id).where(
@@ -204,8 +210,7 @@ class Handoff:
             OutboundRow.platform_id == message.answers,
             OutboundRow.kind.in_((OutboundKind.CARD, OutboundKind.RELAY)),
         )
-        escalation_id = session.scalar(sent.limit(1))
-        return session.get(EscalationRow, escalation_id) if escalation_id is not None else None
+        return session.scalar(sent.limit(1))
 
     def _hint(self, session: Session, row: EscalationRow, message: InboundMessage, told: str) -> None:
         before = select(OutboundRow.id).filter_by(escalation_id=row.id, kind=OutboundKind.NOTICE, text=told)

@@ -1,21 +1,22 @@
 """The jobs table: who may work on what, and until when. Functions on a session, so that they join a transaction.
 
 Order and mutual exclusion come from the lane: only the oldest unfinished job of a lane can be claimed, so two jobs of
-one lane never run at once and never overtake each other, not even when the older one waits for a retry.
+one lane never run at once and never overtake each other, not even when the older one waits for a retry. Ids of a lane
+grow in the order of commits, because who puts a job in has locked the lane's customer (people.lock).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import case, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from bot.errors import LeaseLost
-from bot.store.schema import JobRow, OutboundRow
+from bot.store import people
+from bot.store.schema import ConversationRow, JobRow, OutboundRow
 
 
 class JobKind(StrEnum):
@@ -56,7 +57,8 @@ def enqueue_attend(session: Session, conversation_id: int, now: datetime) -> Non
 def restart_attend(session: Session, conversation_id: int, now: datetime) -> None:
     """What waits has changed: whoever attends to it now holds nothing any more, and it is read anew."""
     lane = f"{JobKind.ATTEND}:{conversation_id}"
-    for row in session.scalars(select(JobRow).where(JobRow.lane == lane, JobRow.state == JobState.RUNNING)):
+    running = select(JobRow).where(JobRow.lane == lane, JobRow.state == JobState.RUNNING).with_for_update()
+    for row in session.scalars(running):
         again(row, now, "", counts=False)
     session.flush()
     enqueue_attend(session, conversation_id, now)
@@ -90,8 +92,11 @@ def _new(kind: JobKind, lane: str, conversation_id: int, now: datetime) -> JobRo
     )
 
 
-def claim(session: Session, kind: JobKind, now: datetime, lease: timedelta) -> Claim | None:
-    """Take the most overdue job of a kind whose lane is free; a lease that has run out counts as free."""
+def claim(session: Session, kind: JobKind, now: datetime, lease: timedelta, lane: str | None = None) -> Claim | None:
+    """Take the most overdue job of a kind whose lane is free; a lease that has run out counts as free. Or of one lane.
+
+    It waits for nobody: a job that another transaction has in hand is passed over.
+    """
     earlier = aliased(JobRow)
     blocked = select(earlier.id).where(
         earlier.lane == JobRow.lane, earlier.id < JobRow.id, earlier.state != JobState.DEAD
@@ -100,9 +105,10 @@ def claim(session: Session, kind: JobKind, now: datetime, lease: timedelta) -> C
         (JobRow.state == JobState.READY) & (JobRow.run_at <= now),
         (JobRow.state == JobState.RUNNING) & (JobRow.lease_until <= now),
     )
-    row = session.scalar(
-        select(JobRow).where(JobRow.kind == kind, due, ~blocked.exists()).order_by(JobRow.run_at, JobRow.id).limit(1)
-    )
+    free = select(JobRow).where(JobRow.kind == kind, due, ~blocked.exists()).order_by(JobRow.run_at, JobRow.id)
+    if lane is not None:
+        free = free.where(JobRow.lane == lane)
+    row = session.scalar(free.limit(1).with_for_update(skip_locked=True))
     if row is None:
         return None
     row.state, row.lease_until = JobState.RUNNING, now + lease
@@ -110,23 +116,30 @@ def claim(session: Session, kind: JobKind, now: datetime, lease: timedelta) -> C
     return Claim(row.id, kind, row.conversation_id, row.outbound_id, row.attempts, row.fence)
 
 
+def due(session: Session, lane: str) -> datetime | None:
+    """When the next job of a lane may be claimed, if nobody finishes it before; None when nothing is left to do."""
+    when = case((JobRow.state == JobState.READY, JobRow.run_at), else_=JobRow.lease_until)
+    oldest = select(when).where(JobRow.lane == lane, JobRow.state != JobState.DEAD).order_by(JobRow.id)
+    return session.scalar(oldest.limit(1))
+
+
 def held(session: Session, claim: Claim) -> JobRow:
-    """The claimed row, for whoever still holds it. Raises LeaseLost: nothing of the transaction may be kept then."""
-    row = session.get(JobRow, claim.job_id)
+    """The claimed row, for whoever still holds it; the customer it is about is locked.
+
+    Raises LeaseLost: nothing of the transaction may be kept then.
+    """
+    people.lock(session, ConversationRow.id == claim.conversation_id)
+    row = session.get(JobRow, claim.job_id, with_for_update=True)
     if row is None or row.state != JobState.RUNNING or row.fence != claim.fence:
         raise LeaseLost(f"job {claim.job_id} was taken over by another worker")
     return row
 
 
-def renew(session: Session, claims: Iterable[Claim], now: datetime, lease: timedelta) -> list[Claim]:
-    """Prolong the leases; returns the claims that are no longer held."""
-    lost = []
-    for each in claims:
-        mine = (JobRow.id == each.job_id) & (JobRow.fence == each.fence) & (JobRow.state == JobState.RUNNING)
-        renewed = session.execute(update(JobRow).where(mine).values(lease_until=now + lease).returning(JobRow.id))
-        if renewed.first() is None:
-            lost.append(each)
-    return lost
+def renew(session: Session, claim: Claim, now: datetime, lease: timedelta) -> bool:
+    """Prolong the lease; False when the claim is no longer held."""
+    mine = (JobRow.id == claim.job_id) & (JobRow.fence == claim.fence) & (JobRow.state == JobState.RUNNING)
+    renewed = update(JobRow).where(mine).values(lease_until=now + lease).returning(JobRow.id)
+    return session.scalar(renewed) is not None
 
 
 def again(row: JobRow, at: datetime, error: str, *, counts: bool) -> None:

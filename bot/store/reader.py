@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from bot.conversation import Author, Escalation, Line, Reason
 from bot.messages import Address, AgentAction, Platform, Rating
 from bot.store import erase, rows
+from bot.store.database import at_one_moment
 from bot.store.jobs import JobKind, JobState
 from bot.store.schema import ConversationRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
 from bot.store.values import Course, Kept, Load, OutboundState, Tally, Trace
@@ -22,7 +23,7 @@ class Reader:
     """Read-only questions; works on a read-only engine, beside a running service."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine = at_one_moment(engine)
 
     def history(self, address: Address, customer_id: str, limit: int = 200) -> list[Line]:
         """The newest lines of one customer's conversation as the customer has seen it, oldest first."""

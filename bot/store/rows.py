@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from bot.conversation import Author, Conversation, Escalation, Line, Outcome, Owner, Pace, Reason
@@ -110,6 +111,13 @@ def conversation(session: Session, conversation_id: int) -> Conversation:
     customer = session.get_one(CustomerRow, row.customer_id)
     who = Customer(customer.external_id, customer.name, customer.language, customer.chosen)
     return Conversation(row.id, address(row), who, Owner(row.owner), row.origin, row.unreachable, row.begun)
+
+
+def was_told(session: Session, conversation_id: int, sentences: Sequence[str], since: datetime) -> bool:
+    """Whether a notice that begins with one of `sentences` was said, from `since` on."""
+    notices = select(MessageRow.id).filter_by(conversation_id=conversation_id, author=Author.NOTICE)
+    begins = or_(*(MessageRow.text.startswith(sentence, autoescape=True) for sentence in sentences))
+    return session.scalar(notices.where(MessageRow.at >= since, begins).limit(1)) is not None
 
 
 def pace(session: Session, conversation_id: int, since: datetime) -> Pace:

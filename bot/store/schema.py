@@ -1,4 +1,4 @@
-"""The tables. On SQLite all are STRICT, so columns are INTEGER, TEXT or REAL, through the decorators below."""
+"""The tables, the same on SQLite and PostgreSQL. On SQLite all are STRICT, so columns are INTEGER, TEXT or REAL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    DOUBLE_PRECISION,
     REAL,
     BigInteger,
     Dialect,
@@ -19,9 +20,12 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BIG = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's rowid alias must be spelled INTEGER
+# REAL is 8 bytes on SQLite and 4 on PostgreSQL
+_REAL: TypeEngine[float] = REAL().with_variant(DOUBLE_PRECISION(), "postgresql")
 
 
 class Instant(TypeDecorator[datetime]):
@@ -37,6 +41,16 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else _EPOCH + timedelta(microseconds=value)
 
 
+class Words(TypeDecorator[str]):
+    """Text without the character NUL, which PostgreSQL cannot hold: a name, a model's reply or an error may have it."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and value.replace("\0", "")
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -46,7 +60,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {str: Text, int: _BIG, float: REAL, datetime: Instant}  # noqa: RUF012 - SQLAlchemy's own form
+    type_annotation_map = {str: Words, int: _BIG, float: _REAL, datetime: Instant}  # noqa: RUF012 - SQLAlchemy's own form
 
 
 class CustomerRow(Base):

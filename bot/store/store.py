@@ -1,4 +1,8 @@
-"""The store: one method is one transaction. Synchronous; callers go through the Writer's thread."""
+"""The store: one method is one transaction. Synchronous; callers go through the Writer's thread.
+
+On PostgreSQL many processes have a store each. A transaction that changes what belongs to a customer first locks
+that customer, and so finds things as if there were no other process: docs/decisions/0010-one-lock-a-customer.md.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, select, update
+from sqlalchemy.dialects.postgresql import insert  # SQLite has the same ON CONFLICT
 from sqlalchemy.orm import Session
 
 from bot.conversation import Author, Call, Escalation, Outcome, Overdue, Owner, OwnerEvent, Reason, next_owner
@@ -27,7 +32,7 @@ from bot.messages import (
     Scored,
 )
 from bot.store import erase, jobs, people, rows, sending
-from bot.store.database import leave_no_trace
+from bot.store.database import at_one_moment, leave_no_trace
 from bot.store.handoff import Handoff
 from bot.store.jobs import Claim, JobKind
 from bot.store.outbox import Outbox
@@ -61,6 +66,7 @@ class Store:
 
     def __init__(self, engine: Engine, cards_to: Address | None = None, clock: Clock = utc_now) -> None:
         self._engine = engine
+        self._views = at_one_moment(engine)
         self._now = clock
         self._outbox = Outbox(cards_to, clock)
         self._handoff = Handoff(self._outbox, clock)
@@ -70,6 +76,11 @@ class Store:
         with Session(self._engine) as session, session.begin():
             yield session
 
+    @contextmanager
+    def _look(self) -> Iterator[Session]:
+        with Session(self._views) as session:
+            yield session
+
     # -- the way in ------------------------------------------------------------------------------
 
     def accept(self, message: InboundMessage) -> Accepted:
@@ -77,6 +88,7 @@ class Store:
         address = message.address
         with self._begin() as session:
             self._advance(session, address.platform, address.account, message.cursor)
+            customer = people.find_or_add(session, message, self._now())
             seen = select(MessageRow.id).where(
                 MessageRow.platform == address.platform,
                 MessageRow.account == address.account,
@@ -84,7 +96,7 @@ class Store:
             )
             if session.scalar(seen) is not None:
                 return Accepted(Receipt.DUPLICATE)
-            conversation = people.find_or_open(session, message, self._now())
+            conversation = people.find_or_open(session, message, customer, self._now())
             conversation.unreachable = ""  # who writes can be answered,
             conversation.erased_at = None  # and is known again
             if message.kind is InboundKind.COMMAND and message.text.startswith("start "):
@@ -105,7 +117,10 @@ class Store:
         """
         with self._begin() as session:
             self._advance(session, event.platform, event.account, event.cursor)
-            heard = select(MessageRow).filter_by(platform=event.platform, account=event.account)
+            place = {"platform": event.platform, "account": event.account}
+            of = select(MessageRow.conversation_id).filter_by(**place, event_id=event.of)
+            people.lock(session, ConversationRow.id.in_(of))
+            heard = select(MessageRow).filter_by(**place)
             row = session.scalar(heard.filter_by(event_id=event.of))
             again = session.scalar(heard.filter_by(event_id=event.event_id)) is not None
             if row is None or again or row.text == event.text or row.kind == InboundKind.COMMAND:
@@ -135,19 +150,24 @@ class Store:
         open_states = (OutboundState.PENDING, OutboundState.SENDING, OutboundState.UNKNOWN)
         with self._begin() as session:
             self._advance(session, event.platform, event.account, event.cursor)
-            here = select(ConversationRow).filter_by(platform=event.platform, chat=event.chat)
-            for row in session.scalars(here).all():
+            chat = {"platform": event.platform, "chat": event.chat}
+            to_send = select(OutboundRow.conversation_id).filter_by(**chat).where(OutboundRow.state.in_(open_states))
+            concerned = select(ConversationRow.id).filter_by(**chat).union(to_send)
+            people.lock(session, ConversationRow.id.in_(concerned))
+            for row in session.scalars(select(ConversationRow).filter_by(**chat)).all():
                 place = {"account": row.account, "thread": row.thread, "customer_id": row.customer_id}
                 there = select(ConversationRow.id).filter_by(platform=event.platform, chat=event.to, **place)
                 if session.scalar(there) is None:  # who wrote there already goes on there
                     row.chat = event.to
-            waiting = update(OutboundRow).filter_by(platform=event.platform, chat=event.chat)
+            waiting = update(OutboundRow).filter_by(**chat)
             session.execute(waiting.where(OutboundRow.state.in_(open_states)).values(chat=event.to))
 
     def rate(self, event: Rated) -> Accepted:
         """What the customer thinks of a reply. Buttons can be pressed by anybody who sees them: only theirs counts."""
         with self._begin() as session:
             self._advance(session, event.platform, event.account, event.cursor)
+            of = select(OutboundRow.conversation_id).filter_by(id=event.outbound_id)
+            people.lock(session, ConversationRow.id.in_(of))
             row = session.get(OutboundRow, event.outbound_id)
             if row is None or row.message_id is None or not self._is_theirs(session, row.conversation_id, event):
                 return Accepted(Receipt.DROPPED)
@@ -164,18 +184,16 @@ class Store:
             self._advance(session, event.platform, event.account, event.cursor)
 
     def cursor(self, platform: Platform, account: str) -> int | None:
-        with self._begin() as session:
+        with self._look() as session:
             row = session.get(CursorRow, (platform, account))
             return row.value if row else None
 
     def _advance(self, session: Session, platform: Platform, account: str, cursor: int | None) -> None:
         if cursor is None:
             return
-        row = session.get(CursorRow, (platform, account))
-        if row is None:
-            session.add(CursorRow(platform=platform, account=account, value=cursor))
-        else:
-            row.value = cursor  # also a lower one: after a quiet week Telegram counts on from a random number
+        moved = insert(CursorRow).values(platform=platform, account=account, value=cursor)
+        # also to a lower one: after a quiet week Telegram counts on from a random number
+        session.execute(moved.on_conflict_do_update(index_elements=["platform", "account"], set_={"value": cursor}))
 
     # -- attending -------------------------------------------------------------------------------
 
@@ -193,6 +211,11 @@ class Store:
                 tuple(map(rows.to_line, reversed(settled))),
                 rows.pace(session, claim.conversation_id, since=self._now() - MINUTE),
             )
+
+    def was_told(self, conversation_id: int, sentences: Sequence[str], since: datetime) -> bool:
+        """Whether the customer was told one of `sentences`, from `since` on, however much was said after it."""
+        with self._look() as session:
+            return rows.was_told(session, conversation_id, sentences, since)
 
     def finish(self, claim: Claim, settlement: Settlement) -> Sequence[int]:
         """Store what attending produced; nothing is said if a human claimed the conversation meanwhile.
@@ -302,7 +325,7 @@ class Store:
 
     def call(self, escalation_id: int) -> Escalation | None:
         """A call for a human, as agents see it; None for an unknown one."""
-        with self._begin() as session:
+        with self._look() as session:
             row = session.get(EscalationRow, escalation_id)
             return rows.escalation(session, row) if row else None
 
@@ -310,12 +333,14 @@ class Store:
         """Do what a button on a card says, once; `notice` tells the customer, `asked` asks them how it was. Pressed
         again, it changes nothing."""
         with self._begin() as session:
+            self._lock_called(session, event.escalation_id)
             return self._handoff.press(session, event, notice, asked)
 
     def score(self, event: Scored) -> Accepted:
         """What the customer thinks of a colleague's help; only theirs counts, and the last."""
         with self._begin() as session:
             self._advance(session, event.platform, event.account, event.cursor)
+            self._lock_called(session, event.escalation_id)
             row = session.get(EscalationRow, event.escalation_id)
             if row is None or row.resolved_at is None or not self._is_theirs(session, row.conversation_id, event):
                 return Accepted(Receipt.DROPPED)
@@ -324,14 +349,19 @@ class Store:
             self._outbox.show_card(session, row)
             return Accepted(Receipt.ACCEPTED, row.message_id, row.conversation_id)
 
+    def _lock_called(self, session: Session, escalation_id: int) -> None:
+        of = select(EscalationRow.conversation_id).filter_by(id=escalation_id)
+        people.lock(session, ConversationRow.id.in_(of))
+
     def overdue(self, patience: Mapping[Overdue, timedelta]) -> list[tuple[Overdue, Escalation]]:
         """Escalations that waited longer than `patience`, for what."""
-        with self._begin() as session:
+        with self._look() as session:
             return self._handoff.overdue(session, patience)
 
     def bring_up(self, escalation_id: int, what: Overdue, text: str) -> None:
         """See to an escalation that waited too long; `text` is what the agents or the customer are told. Each once."""
         with self._begin() as session:
+            self._lock_called(session, escalation_id)
             self._handoff.bring_up(session, escalation_id, what, text)
 
     def hear_agent(self, message: InboundMessage, told: str, no_way: str = "") -> Heard:
@@ -350,13 +380,14 @@ class Store:
 
     def may_speak(self, conversation_id: int) -> bool:
         """Whether the bot may: no human owns the conversation, and it was not erased meanwhile."""
-        with self._begin() as session:
+        with self._look() as session:
             row = session.get(ConversationRow, conversation_id)
             return row is not None and row.owner != Owner.HUMAN
 
     def began(self, conversation_id: int, platform_id: str) -> None:
         """A preview began a message: whatever is said next finishes it, also after a crash."""
         with self._begin() as session:
+            people.lock(session, ConversationRow.id == conversation_id)
             row = session.get(ConversationRow, conversation_id)
             if row is not None:
                 row.begun = platform_id
@@ -364,6 +395,7 @@ class Store:
     def change_owner(self, conversation_id: int, event: OwnerEvent) -> Owner:
         """Apply an ownership event; a release also resolves the open escalation."""
         with self._begin() as session:
+            people.lock(session, ConversationRow.id == conversation_id)
             row = session.get_one(ConversationRow, conversation_id)
             row.owner = next_owner(Owner(row.owner), event)
             escalation = session.scalar(rows.open_escalation(conversation_id))
@@ -417,8 +449,11 @@ class Store:
             row.error = error
             jobs.again(job, self._now() + delay, error, counts=unknown)
 
-    def bury_delivery(self, claim: Claim, error: str) -> None:
-        """Give up on a message. A human is called, or told where they wrote it. Raises LeaseLost."""
+    def bury_delivery(self, claim: Claim, error: str, left: str = "") -> None:
+        """Give up on a message. A human is called, or told where they wrote it. Raises LeaseLost.
+
+        `left` is what agents are told where it was to take away what they see of somebody who is erased.
+        """
         with self._begin() as session:
             job = jobs.held(session, claim)
             row = session.get_one(OutboundRow, claim.outbound_id)
@@ -428,6 +463,10 @@ class Store:
                 self._handoff.mark(session, row, error)
             elif row.escalation_id is None:
                 self._despair(session, session.get_one(ConversationRow, row.conversation_id), row)
+            elif row.kind in erase.WITHOUT_TEXT:
+                self._leave(session, row, left)
+            elif row.kind == OutboundKind.RELAY:
+                self._show_instead(session, row)
             gone = self._remove(session, row)
         if gone:
             leave_no_trace(self._engine)
@@ -436,6 +475,16 @@ class Store:
         """What was erased, where this was the last to be said about it."""
         conversation = session.get_one(ConversationRow, row.conversation_id)
         return conversation.erased_at is not None and erase.remove(session, conversation.customer_id)
+
+    def _show_instead(self, session: Session, row: OutboundRow) -> None:
+        """What a customer said to their colleague and did not arrive is shown on the card, too."""
+        if session.get_one(ConversationRow, row.conversation_id).erased_at is None:
+            self._outbox.show_card(session, session.get_one(EscalationRow, row.escalation_id))
+
+    def _leave(self, session: Session, row: OutboundRow, left: str) -> None:
+        if session.get_one(ConversationRow, row.conversation_id).erased_at is not None:
+            called = session.get_one(EscalationRow, row.escalation_id)
+            self._outbox.to_agents(session, called, OutboundKind.NOTICE, left, row.reply_to)
 
     def _despair(self, session: Session, conversation: ConversationRow, row: OutboundRow) -> None:
         """Call a human about a message that does not arrive; about nobody, where everything was erased."""
@@ -447,7 +496,7 @@ class Store:
 
     def silent(self, before: datetime, limit: int) -> list[int]:
         """The first `limit` customers to whom and by whom nothing was said since `before`, and who wait for nothing."""
-        with self._begin() as session:
+        with self._look() as session:
             return list(session.scalars(erase.silent(before).limit(limit)))
 
     def erase_silent(self, customer_id: int, before: datetime) -> list[int]:
@@ -456,6 +505,7 @@ class Store:
         What was erased is in the write-ahead log until leave_no_trace().
         """
         with self._begin() as session:
+            people.lock(session, ConversationRow.customer_id == customer_id)
             if session.scalar(erase.silent(before).where(ConversationRow.customer_id == customer_id)) is None:
                 return []
             erased = self._erase_customer(session, customer_id)
@@ -468,6 +518,8 @@ class Store:
         Whoever works on one of their conversations holds nothing any more.
         """
         with self._begin() as session:
+            them = select(CustomerRow.id).filter_by(platform=platform, external_id=external_id)
+            people.lock(session, ConversationRow.customer_id.in_(them))
             known = erase.known(session, platform, external_id)
             receipts = [self._erase_and_count(session, customer_id) for customer_id in known]
         if not receipts:
@@ -494,8 +546,12 @@ class Store:
 
     def renew(self, claims: Sequence[Claim], lease: timedelta) -> list[Claim]:
         """Returns the claims that were lost."""
+        return [claim for claim in claims if not self._renew(claim, lease)]
+
+    def _renew(self, claim: Claim, lease: timedelta) -> bool:
+        """A transaction of its own: two that change many jobs, in any order, could wait for each other."""
         with self._begin() as session:
-            return jobs.renew(session, claims, self._now(), lease)
+            return jobs.renew(session, claim, self._now(), lease)
 
     def retry(self, claim: Claim, delay: timedelta, error: str) -> None:
         """Put a failed job back. Raises LeaseLost."""
@@ -508,7 +564,12 @@ class Store:
             jobs.again(jobs.held(session, claim), self._now(), "", counts=False)
 
     def recover(self) -> int:
-        """Free what a process that died held. To be called at start, before any worker."""
+        """Free what a process that died held. To be called at start, before any worker.
+
+        Where other processes may be at work, what the dead one held is free once its leases have run out.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return 0
         with self._begin() as session:
             return jobs.recover(session)
 

@@ -123,7 +123,7 @@ class Sent:
 @dataclass(frozen=True, slots=True)
 class Erased:
     """How much was erased. `cards` are still to be emptied on the agents' side, `relayed` messages to be taken back
-    there, by a running service."""
+    there, by a running service; `lost` may be there, but the platform did not tell where."""
 
     conversations: int = 0
     messages: int = 0
@@ -131,6 +131,7 @@ class Erased:
     outbound: int = 0
     cards: int = 0
     relayed: int = 0
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ branch_labels = None
 depends_on = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+REAL: sa.types.TypeEngine[float] = sa.REAL().with_variant(sa.DOUBLE_PRECISION(), "postgresql")
 
 
 def upgrade() -> None:
@@ -75,8 +76,8 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=True),
         sa.Column("settled_at", BIG, nullable=True),
         sa.Column("label", sa.Text(), nullable=True),
-        sa.Column("negative", sa.REAL(), nullable=True),
-        sa.Column("threshold", sa.REAL(), nullable=True),
+        sa.Column("negative", REAL, nullable=True),
+        sa.Column("threshold", REAL, nullable=True),
         sa.ForeignKeyConstraint(["conversation_id"], ["conversations.id"], name=op.f("fk_messages_conversation_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_messages")),
         sa.UniqueConstraint("platform", "account", "event_id", name=op.f("uq_messages_platform_account_event_id")),

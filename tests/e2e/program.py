@@ -17,14 +17,15 @@ PATIENCE_S = 60.0
 
 
 class Program:
-    """`frontdesk run` on a configuration of the test's own; its log, at DEBUG, goes to `log`."""
+    """`frontdesk run` on a configuration of the test's own; its log, at DEBUG, goes to `log`. It may get `options`."""
 
-    def __init__(self, folder: Path, config: str, secrets: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, config: str, secrets: Mapping[str, str], *options: str) -> None:
         self.folder = folder
         self.log = folder / "log.jsonl"
         self.config = folder / "config.toml"
         self.config.write_text(config, encoding="utf-8")
         self._secrets = dict(secrets)
+        self._options = options
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -49,6 +50,7 @@ class Program:
                 "run",
                 "--config",
                 str(self.config),
+                *self._options,
                 stdout=log,
                 stderr=log,
                 env=environment,

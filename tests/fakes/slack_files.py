@@ -11,6 +11,7 @@ from tests.fakes.slack_workspace import Refused, Workspace
 NEEDS = {
     "files.getUploadURLExternal": "files:write",
     "files.completeUploadExternal": "files:write",
+    "files.delete": "files:write",
     "files.info": "files:read",
 }
 """Method -> the scope it takes; a download takes files:read."""
@@ -89,6 +90,19 @@ class Files(Workspace):
             del self._promised[each["id"]]
             self.files[each["id"]]["shares"] = {"private": {channel.id: [{"ts": said["ts"]}]}}
         return {"files": [{"id": each["id"], "title": each["title"]} for each in given]}
+
+    def _files_delete(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """A message that holds nothing else goes with its last file."""
+        if self.contents.pop(parameters["file"], None) is None:
+            raise Refused("file_not_found")
+        for channel in self.channels.values():
+            for said in list(channel.messages):
+                left = [each for each in said.get("files", ()) if each["id"] != parameters["file"]]
+                if "files" in said and not left and not said["text"]:
+                    channel.messages.remove(said)
+                elif "files" in said:
+                    said["files"] = left
+        return {}
 
     def _files_info(self, parameters: dict[str, Any]) -> dict[str, Any]:
         file = self.files.get(parameters["file"])

@@ -81,6 +81,7 @@ METHODS: Mapping[str, tuple[set[str], set[str]]] = {
     "users.conversations": (set(), {"cursor", "limit", "types", "exclude_archived", "user", "team_id"}),
     "files.getUploadURLExternal": ({"filename", "length"}, {"alt_txt", "snippet_type"}),
     "files.completeUploadExternal": ({"files", "channel_id"}, {"thread_ts", "initial_comment", "blocks"}),
+    "files.delete": ({"file"}, set()),
     "files.info": ({"file"}, {"count", "cursor", "limit", "page"}),
     "assistant.threads.setStatus": ({"channel_id", "thread_ts", "status"}, {"loading_messages"}),
 }

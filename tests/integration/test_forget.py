@@ -12,8 +12,10 @@ from bot.conversation import OwnerEvent
 from bot.errors import Undeliverable
 from bot.messages import InboundKind, OutboundKind
 from bot.store.jobs import JobKind
-from tests.conftest import inbound, on_disk, rows
+from tests.conftest import inbound, on_disk, only_sqlite, rows
 from tests.house import House, working
+
+pytestmark = pytest.mark.contract
 
 CANARY = "kanarienvogel-太差了-0815"
 
@@ -33,6 +35,7 @@ async def test_then_it_says_so_and_nothing_is_left(house: House, engine: Engine,
     assert rows(engine) == {}
 
 
+@only_sqlite
 async def test_no_byte_of_it_stays_on_disk(house: House, database_url: str) -> None:
     await house.hears(f"{CANARY} one", event="1")
     assert CANARY.encode() in on_disk(database_url)

@@ -83,7 +83,14 @@ def test_an_empty_file_is_all_defaults(config: Path):
         ("[escalation]\nkeywords = ['']", ["escalation.keywords.0", "not be empty"]),
         ("[telegram]\napi_url = 'api.telegram.org'", ["telegram.api_url", "https://"]),
         ("[web]\nport = 99999", ["web.port", "65535"]),
-        ("[database]\nurl = 'mysql://here'", ["database.url", "sqlite:///FILE"]),
+        ("[database]\nurl = 'mysql://here'", ["database.url", "sqlite:///FILE", "postgresql+psycopg://"]),
+        (
+            "[database]\nurl = 'postgresql+psycopg://me@host'",
+            ["database.url", "postgresql+psycopg://USER@HOST:PORT/DATABASE"],
+        ),
+        ("[database]\nurl = 'postgresql+psycopg://me:hunter2@host/shop'", ["database.url", "PGPASSWORD", "~/.pgpass"]),
+        ("[database]\nurl = 'postgresql+psycopg://host/shop?password=hunter2'", ["database.url", "PGPASSWORD"]),
+        ("[database]\nurl = 'postgresql+psycopg://me@host:here/shop'", ["database.url", "Port"]),
         ("[log]\nlevel = 'debug'", ["log.level", "'DEBUG'"]),
         ("[business\nname = 'x'", ["cannot be read as TOML", "line 1"]),
     ],
@@ -155,6 +162,11 @@ def test_relative_paths_start_at_the_config_file(config: Path):
     settings = load(config)
     assert settings.database.url == f"sqlite:///{config.parent / 'data' / 'shop.db'}"
     assert settings.engine.model == str(config.parent / "qwen")
+
+
+def test_a_database_on_a_server_is_taken_as_it_is(config: Path):
+    config.write_text("[database]\nurl = 'postgresql+psycopg://me@host:5433/shop?sslmode=require'", encoding="utf-8")
+    assert load(config).database.url == "postgresql+psycopg://me@host:5433/shop?sslmode=require"
 
 
 def test_absolute_paths_and_hub_ids_stay(config: Path, tmp_path: Path):

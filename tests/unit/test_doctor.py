@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -62,6 +63,21 @@ def test_a_set_up_without_faults_has_only_ticks(config: Path):
     assert f"SQLite {driver().sqlite_version}" in result.output
     assert "bundled" in result.output
     assert "fp32: 8 bits would not make a model this small faster" in result.output
+
+
+def test_a_database_on_a_server_is_named_with_its_version(config: Path, empty_postgres: str):
+    text = f'{WELL}[database]\nurl = "{empty_postgres}"\n'
+    result = examine(config, text)
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"PostgreSQL \d+\.\d+; {re.escape(empty_postgres)}, brought up to date", result.output)
+    upgrade(empty_postgres)
+    assert "brought up to date" not in examine(config, text).output
+
+
+def test_a_server_that_does_not_answer_is_a_cross(config: Path):
+    result = examine(config, f'{WELL}[database]\nurl = "postgresql+psycopg://me@127.0.0.1:1/shop"\n')
+    assert result.exit_code == 1
+    assert "postgresql+psycopg://me@127.0.0.1:1/shop cannot be read: connection failed" in result.output
 
 
 def test_who_is_out_of_reach_is_told_and_is_no_fault(config: Path):

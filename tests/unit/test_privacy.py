@@ -27,7 +27,7 @@ from bot.retention import AT_ONCE, Retention
 from bot.store.database import open_engine, single_writer
 from bot.store.schema import Base
 from bot.store.store import Store, utc_now
-from tests.conftest import AGENTS, TurnableClock, inbound, on_disk, rows, until
+from tests.conftest import AGENTS, TurnableClock, inbound, on_disk, only_sqlite, rows, until
 from tests.fakes.engine import ScriptedEngine
 from tests.house import House, working
 
@@ -63,6 +63,7 @@ async def sweep(house: House, retention: Retention) -> None:
 # -- [privacy] keep_days -----------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 async def test_who_was_silent_for_so_long_is_erased_and_told_nothing(
     house: House, keeping_30_days: Retention, engine: Engine, clock: TurnableClock
 ) -> None:
@@ -74,6 +75,7 @@ async def test_who_was_silent_for_so_long_is_erased_and_told_nothing(
     assert len(house.telegram.sent) == told
 
 
+@only_sqlite
 async def test_no_byte_of_it_stays_in_the_database_and_its_log(
     house: House, keeping_30_days: Retention, clock: TurnableClock, database_url: str
 ) -> None:
@@ -125,7 +127,7 @@ async def test_what_is_erased_again_before_agents_words_were_taken_back_is_taken
     assert [each.reply_to for each in house.slack.sent if each.kind is OutboundKind.WITHDRAW] == ["p3"]
 
 
-async def test_a_card_that_cannot_be_edited_any_more_is_not_posted_anew(
+async def test_a_card_that_cannot_be_edited_any_more_is_not_posted_anew_and_agents_are_told(
     house: House, keeping_30_days: Retention, engine: Engine, clock: TurnableClock
 ) -> None:
     await house.hears(CANARY)
@@ -134,7 +136,9 @@ async def test_a_card_that_cannot_be_edited_any_more_is_not_posted_anew(
     seen = len(house.slack.sent)
     house.slack.plan = [Undeliverable("message_not_found")]
     await sweep(house, keeping_30_days)
-    assert house.slack.sent[seen:] == []
+    (told,) = house.slack.sent[seen:]
+    assert (told.kind, told.reply_to) == (OutboundKind.NOTICE, "p1")
+    assert told.text == say("not_taken_back", "en", why="message_not_found")
     assert rows(engine) == {}
 
 
@@ -149,6 +153,7 @@ async def test_who_said_something_lately_is_kept(
     assert len(house.outcomes()) == 2
 
 
+@pytest.mark.contract
 async def test_a_customer_goes_only_when_all_their_conversations_are_old_enough(
     house: House, keeping_30_days: Retention, engine: Engine, clock: TurnableClock
 ) -> None:
@@ -186,6 +191,7 @@ async def test_who_waits_for_an_answer_is_kept(engine: Engine, clock: TurnableCl
     assert rows(engine)["messages"] == 1
 
 
+@pytest.mark.contract
 async def test_who_writes_between_the_look_and_the_erasing_is_kept(house: House, clock: TurnableClock) -> None:
     await house.hears("old", event="1")
     clock.advance(31 * DAY_S)
@@ -237,7 +243,7 @@ async def test_the_service_sweeps_by_itself(store: Store, engine: Engine, databa
         privacy=PrivacySection(keep_days=1),
     )
     desk = build(settings, ScriptedEngine(), Console(file=io.StringIO()))
-    watching = asyncio.create_task(desk._watch())
+    watching = asyncio.create_task(desk._sweep())
     await until(lambda: rows(engine) == {})
     watching.cancel()
     await desk.close()
@@ -278,6 +284,7 @@ async def talked(database_url: str) -> None:
     engine.dispose()
 
 
+@only_sqlite
 def test_it_asks_and_a_no_erases_nothing(talked: None, config: Path, database_url: str) -> None:
     result = frontdesk(config, "forget", "telegram", "c1", says="n\n")
     assert result.exit_code == 1
@@ -286,7 +293,10 @@ def test_it_asks_and_a_no_erases_nothing(talked: None, config: Path, database_ur
     assert CANARY.encode() in on_disk(database_url)
 
 
-def test_a_yes_erases_and_the_receipt_says_what_was_and_what_could_not_be(talked: None, config: Path) -> None:
+@pytest.mark.contract
+def test_a_yes_erases_and_the_receipt_says_what_was_and_what_could_not_be(
+    talked: None, config: Path, database_url: str
+) -> None:
     result = frontdesk(config, "forget", "telegram", "c1", says="y\n")
     assert result.exit_code == 0, result.output
     print(result.output)
@@ -294,8 +304,10 @@ def test_a_yes_erases_and_the_receipt_says_what_was_and_what_could_not_be(talked
     assert receipt.startswith("telegram customer c1 (Li Wei): 1 conversation, 7 messages, 1 escalation, ")
     assert "1 card and 1 relayed message, which `frontdesk run` empties and takes back when it starts next" in receipt
     assert "backups" in receipt
+    assert ("write-ahead log, archives, replicas" in receipt) is database_url.startswith("postgresql")
 
 
+@only_sqlite
 def test_what_was_erased_by_hand_is_in_no_byte_of_the_database(talked: None, config: Path, database_url: str) -> None:
     assert frontdesk(config, "forget", "telegram", "c1", "--yes").exit_code == 0
     assert CANARY.encode() not in on_disk(database_url)
@@ -334,6 +346,7 @@ def test_a_message_that_still_waits_goes_with_the_rest(config: Path, engine: Eng
     assert rows(engine) == {}
 
 
+@pytest.mark.contract
 def test_a_customer_of_two_of_our_accounts_is_erased_on_both(config: Path, engine: Engine, store: Store) -> None:
     for account in ("1", "2"):
         store.accept(replace(inbound(), address=replace(inbound().address, account=account)))
@@ -342,6 +355,7 @@ def test_a_customer_of_two_of_our_accounts_is_erased_on_both(config: Path, engin
     assert rows(engine) == {}
 
 
+@only_sqlite
 def test_while_a_service_runs_it_is_refused_in_one_sentence(talked: None, config: Path, database_url: str) -> None:
     with single_writer(database_url):
         result = frontdesk(config, "forget", "telegram", "c1", "--yes")
@@ -362,6 +376,7 @@ def test_an_unknown_customer_is_one_sentence(config: Path, tmp_path: Path, comma
 # -- frontdesk export-customer -----------------------------------------------------------------------
 
 
+@pytest.mark.contract
 def test_the_file_holds_every_line_with_who_when_and_how_it_was(talked: None, config: Path, tmp_path: Path) -> None:
     file = tmp_path / "c1.json"
     result = frontdesk(config, "export-customer", "telegram", "c1", str(file))

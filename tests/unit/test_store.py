@@ -1,4 +1,4 @@
-"""What the store promises, on a real SQLite file."""
+"""What the store promises, on a real SQLite file and on a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from bot.store.store import Store
 from bot.store.values import OutboundState, Say, Sending, Settlement, Verdict
 from tests.conftest import AGENTS, TurnableClock, inbound
 
+pytestmark = pytest.mark.contract
+
 LEASE = timedelta(seconds=30)
 ANGRY = Sentiment("负面", 0.93, 0.8)
 
@@ -49,6 +51,12 @@ def begun(store: Store) -> tuple[Claim, Sending]:
     sending = store.begin_send(claim)
     assert sending is not None
     return claim, sending
+
+
+def crash(store: Store, clock: TurnableClock) -> None:
+    """The process dies, and another takes over: at once where there can be only one, else as the leases run out."""
+    clock.advance(LEASE.total_seconds())
+    store.recover()
 
 
 def test_a_message_is_stored_with_its_cursor_and_one_job(store: Store) -> None:
@@ -212,7 +220,7 @@ def test_an_attempt_is_a_claim_that_did_not_end_in_a_shutdown(store: Store, cloc
     store.accept(inbound())
     store.release(claimed(store))
     assert claimed(store).attempt == 1
-    assert store.recover() == 1
+    crash(store, clock)
     second = claimed(store)
     assert second.attempt == 2
     store.retry(second, timedelta(seconds=4), "engine raised")
@@ -249,11 +257,11 @@ def test_a_delay_of_the_platform_is_not_an_attempt_but_an_unknown_outcome_is(
     assert (claim.attempt, sending.message.maybe_sent, sending.unknowns) == (2, True, 1)
 
 
-def test_a_send_that_the_process_died_in_may_have_arrived(store: Store) -> None:
+def test_a_send_that_the_process_died_in_may_have_arrived(store: Store, clock: TurnableClock) -> None:
     store.accept(inbound())
     answered(store, claimed(store), "hi")
     begun(store)
-    store.recover()
+    crash(store, clock)
     _, sending = begun(store)
     assert (sending.message.maybe_sent, sending.unknowns) == (True, 1)
 
