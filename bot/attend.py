@@ -147,9 +147,9 @@ class Attendant:
         heard = [Heard(line, moods.get(line.id)) for line in waiting.lines]
         told = any(line.cut for line in waiting.history)
         decision = decide(heard, waiting.conversation.owner, self._manners.keywords, told)
-        if waited > SLOW_AFTER and not (silent or decision.forget):
-            if not await self._was_told(waiting, SLOW, self._caught_up_at):
-                decision = replace(decision, before=(SLOW, *decision.before))
+        slow = waited > SLOW_AFTER and not (silent or decision.forget)
+        if slow and not await self._was_told(waiting, SLOW, self._caught_up_at):
+            decision = replace(decision, before=(SLOW, *decision.before))
         verdicts = _verdicts(heard, decision.call, Outcome.SILENT if silent else Outcome.ANSWERED)
         if decision.language:
             waiting = _speaking(waiting, decision.language)

@@ -63,7 +63,8 @@ class EmbeddedQueue(Work):
             if closing.is_set() and kind is JobKind.ATTEND:
                 return None
             try:
-                claim = await self._writer(self._store.claim, kind, self._lease)
+                in_hand = [each.job_id for each in self._working]
+                claim = await self._writer(self._store.claim, kind, self._lease, in_hand)
             except DatabaseUnavailable as error:
                 log.error("the queue cannot reach the database", error=str(error))
                 claim = None

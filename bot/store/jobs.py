@@ -7,6 +7,7 @@ grow in the order of commits, because who puts a job in has locked the lane's cu
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -92,10 +93,17 @@ def _new(kind: JobKind, lane: str, conversation_id: int, now: datetime) -> JobRo
     )
 
 
-def claim(session: Session, kind: JobKind, now: datetime, lease: timedelta, lane: str | None = None) -> Claim | None:
+def claim(
+    session: Session,
+    kind: JobKind,
+    now: datetime,
+    lease: timedelta,
+    lane: str | None = None,
+    in_hand: Collection[int] = (),
+) -> Claim | None:
     """Take the most overdue job of a kind whose lane is free; a lease that has run out counts as free. Or of one lane.
 
-    It waits for nobody: a job that another transaction has in hand is passed over.
+    XX
     """
     earlier = aliased(JobRow)
     blocked = select(earlier.id).where(
@@ -103,7 +111,7 @@ def claim(session: Session, kind: JobKind, now: datetime, lease: timedelta, lane
     )
     due = or_(
         (JobRow.state == JobState.READY) & (JobRow.run_at <= now),
-        (JobRow.state == JobState.RUNNING) & (JobRow.lease_until <= now),
+        (JobRow.state == JobState.RUNNING) & (JobRow.lease_until <= now) & JobRow.id.not_in(in_hand),
     )
     free = select(JobRow).where(JobRow.kind == kind, due, ~blocked.exists()).order_by(JobRow.run_at, JobRow.id)
     if lane is not None:

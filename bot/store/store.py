@@ -6,7 +6,7 @@ that customer, and so finds things as if there were no other process: docs/decis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
@@ -540,9 +540,9 @@ class Store:
 
     # -- jobs ------------------------------------------------------------------------------------
 
-    def claim(self, kind: JobKind, lease: timedelta) -> Claim | None:
+    def claim(self, kind: JobKind, lease: timedelta, in_hand: Collection[int] = ()) -> Claim | None:
         with self._begin() as session:
-            return jobs.claim(session, kind, self._now(), lease)
+            return jobs.claim(session, kind, self._now(), lease, in_hand=in_hand)
 
     def renew(self, claims: Sequence[Claim], lease: timedelta) -> list[Claim]:
         """Returns the claims that were lost."""

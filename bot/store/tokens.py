@@ -52,7 +52,7 @@ class TokenStore(Store):
         Jobs are without one that were stored while another queue was in use, or by a command.
         """
         tokens = table("procrastinate_jobs", column("lock"), column("status"))
-        held = select(tokens.c.lock).where(text("status IN ('todo', 'doing')"))
+        held = select(tokens.c.lock).where(text("status IN ('todo', 'doing') AND lock IS NOT NULL"))
         left = select(JobRow.lane).where(JobRow.kind == kind, JobRow.state != JobState.DEAD, JobRow.lane.not_in(held))
         with self._begin() as session:
             lanes = session.scalars(left.distinct()).all()

@@ -184,7 +184,7 @@ async def test_what_a_full_disk_refused_is_answered_once_there_is_room(
 # -- somebody else writes to the database ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("seconds", [1, 6, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [1, *(pytest.param(each, marks=pytest.mark.slow) for each in (6, 30))])
 async def test_what_a_locked_database_refused_is_answered_once_it_is_free(shop_with: Open, seconds: int) -> None:
     shop = await shop_with()
     await shop.is_asked(4)

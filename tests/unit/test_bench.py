@@ -37,7 +37,7 @@ def test_every_variant_is_measured(variant: str) -> None:
     assert 0.1 < found.rss_gb < 20
 
 
-@pytest.mark.parametrize("variant", ["textbook", "fp32"])
+@pytest.mark.parametrize("variant", [pytest.param("textbook", marks=pytest.mark.slow), "fp32"])
 def test_a_model_in_a_directory_is_measured(variant: str) -> None:
     assert run(variant, str(bundled.PATH), customers=1, messages=1).tokens_per_s > 0
 

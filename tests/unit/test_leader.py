@@ -9,9 +9,16 @@ from contextlib import suppress
 import pytest
 from sqlalchemy import text
 
+from bot.store import leader
 from bot.store.database import open_engine
 from bot.store.leader import lead
 from tests.conftest import only_postgres, only_sqlite
+
+
+@pytest.fixture(autouse=True)
+def sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TRY_S", "LOOK_S", "ANSWER_S"):
+        monkeypatch.setattr(f"bot.store.leader.{name}", getattr(leader, name) / 4)
 
 
 class Worker:
@@ -67,7 +74,7 @@ async def test_one_works_and_the_other_waits_until_it_ends(database_url: str) ->
 
 
 @only_postgres
-async def test_who_loses_the_connection_stops_and_another_takes_over_within_15_seconds(database_url: str) -> None:
+async def test_who_loses_the_connection_stops_and_another_takes_over(database_url: str) -> None:
     one, other = Worker(), Worker()
     first = asyncio.create_task(lead(database_url, "poll", one))
     await until(one)
@@ -81,7 +88,7 @@ async def test_who_loses_the_connection_stops_and_another_takes_over_within_15_s
     async with asyncio.timeout(15):
         while one.began + other.began < 2:  # noqa: ASYNC110 - whichever of them is first
             await asyncio.sleep(0.02)
-    print(f"the lead was taken over after {time.monotonic() - cut:.1f} s")
+    print(f"the lead was taken over after {time.monotonic() - cut:.1f} s, in a quarter of the usual times")
     assert one.working.is_set() != other.working.is_set()
     await cancel(first, second)
 
