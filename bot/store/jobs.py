@@ -103,7 +103,8 @@ def claim(
 ) -> Claim | None:
     """Take the most overdue job of a kind whose lane is free; a lease that has run out counts as free. Or of one lane.
 
-    XX
+    It waits for nobody: a job that another transaction has in hand is passed over. What whoever asks has `in_hand`
+    stays there: its lease ran out because a clock was set, or the machine slept.
     """
     earlier = aliased(JobRow)
     blocked = select(earlier.id).where(

@@ -15,8 +15,6 @@ from bot.store.jobs import JobKind
 from tests.conftest import inbound, on_disk, only_sqlite, rows
 from tests.house import House, working
 
-pytestmark = pytest.mark.contract
-
 CANARY = "kanarienvogel-太差了-0815"
 
 

@@ -35,8 +35,6 @@ from bot.messages import (
 from tests.conftest import AGENTS, TurnableClock, inbound
 from tests.house import House, working
 
-pytestmark = pytest.mark.contract
-
 ANNA, BO, STRANGER = Customer("UANNA", "anna"), Customer("UBO", "bo"), Customer("UX", "x")
 _numbers = itertools.count(1)
 

@@ -63,7 +63,7 @@ class Storm:
         async with asyncio.TaskGroup() as restarts:
             while True:
                 await asyncio.sleep(self.draw.uniform(*BETWEEN_BLOWS_S))
-                if self.up and self.draw.random() < 0.7:
+                if len(self.up) > 2 and self.draw.random() < 0.7:
                     self.blows["kills"] += 1
                     restarts.create_task(self._kill(self.up.pop(self.draw.randrange(len(self.up)))))
                 else:

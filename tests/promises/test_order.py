@@ -141,6 +141,30 @@ def test_nothing_overtakes_anything_in_a_conversation(opened: tuple[Engine, Look
     assert live(opened, range(1), messages=10) == 0
 
 
+def test_a_clock_that_jumps_takes_no_message_from_who_is_sending_it(opened: tuple[Engine, Look]) -> None:
+    """It would be sent twice, and the next one perhaps in between."""
+    engine, _ = opened
+    sent: list[str] = []
+
+    async def live() -> None:
+        clock = Clock()
+        house = House(engine, clock=clock)
+
+        async def send(message: OutboundMessage) -> Delivery:
+            sent.append(message.text)
+            clock.ahead += JUMP_S
+            await asyncio.sleep(3)
+            return Delivery("p1")
+
+        house.telegram.send = send
+        async with working(house):
+            await house.hears("hello")
+
+    with emptied(engine):
+        simulate(live)
+    assert sent == ["answer to: hello"]
+
+
 @pytest.mark.slow
 def test_nothing_overtakes_anything_in_a_conversation_at_length(opened: tuple[Engine, Look]) -> None:
     assert live(opened, range(20), messages=50) == 0

@@ -21,8 +21,6 @@ from bot.store.store import Store
 from bot.store.values import Settlement, Verdict
 from tests.conftest import AGENTS, TurnableClock, inbound
 
-pytestmark = pytest.mark.contract
-
 
 def printed(url: str) -> str:
     console = Console(file=io.StringIO(), width=160)

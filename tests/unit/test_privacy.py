@@ -63,7 +63,6 @@ async def sweep(house: House, retention: Retention) -> None:
 # -- [privacy] keep_days -----------------------------------------------------------------------------
 
 
-@pytest.mark.contract
 async def test_who_was_silent_for_so_long_is_erased_and_told_nothing(
     house: House, keeping_30_days: Retention, engine: Engine, clock: TurnableClock
 ) -> None:
@@ -153,7 +152,6 @@ async def test_who_said_something_lately_is_kept(
     assert len(house.outcomes()) == 2
 
 
-@pytest.mark.contract
 async def test_a_customer_goes_only_when_all_their_conversations_are_old_enough(
     house: House, keeping_30_days: Retention, engine: Engine, clock: TurnableClock
 ) -> None:
@@ -191,7 +189,6 @@ async def test_who_waits_for_an_answer_is_kept(engine: Engine, clock: TurnableCl
     assert rows(engine)["messages"] == 1
 
 
-@pytest.mark.contract
 async def test_who_writes_between_the_look_and_the_erasing_is_kept(house: House, clock: TurnableClock) -> None:
     await house.hears("old", event="1")
     clock.advance(31 * DAY_S)
@@ -293,7 +290,6 @@ def test_it_asks_and_a_no_erases_nothing(talked: None, config: Path, database_ur
     assert CANARY.encode() in on_disk(database_url)
 
 
-@pytest.mark.contract
 def test_a_yes_erases_and_the_receipt_says_what_was_and_what_could_not_be(
     talked: None, config: Path, database_url: str
 ) -> None:
@@ -346,7 +342,6 @@ def test_a_message_that_still_waits_goes_with_the_rest(config: Path, engine: Eng
     assert rows(engine) == {}
 
 
-@pytest.mark.contract
 def test_a_customer_of_two_of_our_accounts_is_erased_on_both(config: Path, engine: Engine, store: Store) -> None:
     for account in ("1", "2"):
         store.accept(replace(inbound(), address=replace(inbound().address, account=account)))
@@ -376,7 +371,6 @@ def test_an_unknown_customer_is_one_sentence(config: Path, tmp_path: Path, comma
 # -- frontdesk export-customer -----------------------------------------------------------------------
 
 
-@pytest.mark.contract
 def test_the_file_holds_every_line_with_who_when_and_how_it_was(talked: None, config: Path, tmp_path: Path) -> None:
     file = tmp_path / "c1.json"
     result = frontdesk(config, "export-customer", "telegram", "c1", str(file))

@@ -24,8 +24,6 @@ from bot.store.store import Store
 from bot.store.values import Say, Settlement, Verdict
 from tests.conftest import AGENTS, TurnableClock, inbound
 
-pytestmark = pytest.mark.contract
-
 
 def printed(url: str, days: int = 0, as_json: bool = False) -> str:
     console = Console(file=io.StringIO(), width=160)

@@ -18,8 +18,6 @@ from bot.store.values import Say, Settlement, Verdict
 from bot.trace import print_trace
 from tests.conftest import TurnableClock, inbound
 
-pytestmark = pytest.mark.contract
-
 
 def printed(database_url: str, message_id: int) -> str:
     console = Console(file=io.StringIO(), width=160)
