@@ -169,6 +169,7 @@ def is_polite(opened: tuple[Engine, Look], minutes: float) -> None:
     assert crowd.most_told("slow") == crowd.most_told("too_late") == 1
 
 
+@pytest.mark.slow
 def test_when_all_write_too_much_each_hears_once_that_it_takes_long_and_what_is_shed_goes_to_a_human(
     opened: tuple[Engine, Look], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ The patches are made in the forks that are tried, and end with them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from bot.conversation import Owner
 from bot.messages import Event, Receipt
 from bot.store import jobs, sending
-from bot.store.jobs import Claim
+from bot.store.jobs import Claim, JobKind
 from bot.store.schema import ConversationRow, JobRow
 from bot.store.store import utc_now
 from engine.types import Reply, TextRole, Turn
@@ -85,6 +85,12 @@ def overtaken(house: House) -> None:
         again.set()
         return await write(role, turns, *rest)
 
+    claim = house.store.claim
+
+    def as_another_process(kind: JobKind, lease: timedelta, in_hand: Collection[int] = ()) -> Claim | None:
+        return claim(kind, lease)
+
+    house.store.claim = as_another_process  # type: ignore[method-assign]
     house.engine.write = late  # type: ignore[method-assign, assignment]
     house.store._now = lambda: utc_now() + ahead[0]
 

@@ -26,7 +26,10 @@ PRECISIONS = [
 ]
 
 
-@pytest.mark.parametrize("variant", ["textbook", pytest.param("llama.cpp", marks=with_llama), *PRECISIONS])
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param("textbook", marks=pytest.mark.slow), pytest.param("llama.cpp", marks=with_llama), *PRECISIONS],
+)
 def test_every_variant_is_measured(variant: str) -> None:
     found = run(variant, "tiny", customers=2, messages=1)
     assert (found.variant, found.customers) == (variant, 2)
