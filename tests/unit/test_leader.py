@@ -17,7 +17,7 @@ from tests.conftest import only_postgres, only_sqlite
 
 @pytest.fixture(autouse=True)
 def sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TRY_S", "LOOK_S", "ANSWER_S"):
+    for name in ("TRY_S", "LOOK_S"):  # not ANSWER_S: a busy machine is no lost connection
         monkeypatch.setattr(f"bot.store.leader.{name}", getattr(leader, name) / 4)
 
 
@@ -88,7 +88,7 @@ async def test_who_loses_the_connection_stops_and_another_takes_over(database_ur
     async with asyncio.timeout(15):
         while one.began + other.began < 2:  # noqa: ASYNC110 - whichever of them is first
             await asyncio.sleep(0.02)
-    print(f"the lead was taken over after {time.monotonic() - cut:.1f} s, in a quarter of the usual times")
+    print(f"the lead was taken over after {time.monotonic() - cut:.1f} s")
     assert one.working.is_set() != other.working.is_set()
     await cancel(first, second)
 
