@@ -146,8 +146,7 @@ class App:
             self.waiting.add(adapter.platform)
 
     async def _serve_http(self) -> None:
-        hooks = {} if self.serves is Serve.WORKER else self.hooks
-        web, routes = self.settings.web, build_asgi(self.metrics, self.health, hooks)
+        web, routes = self.settings.web, build_asgi(self.metrics, self.health, self.hooks)
         if web.enabled and self.serves is not Serve.WORKER:
             self._mount_page(routes)
         await serve(routes, web.host, web.port, partial(setattr, self, "url"))
@@ -251,7 +250,7 @@ def build(settings: Settings, engine: Engine | None, console: Console | None = N
         adapters,
         terminal,
         circuit,
-        dict(_hooks(settings, adapters)),
+        dict(_hooks(settings, adapters)) if serves is not Serve.WORKER else {},
         handoff,
         Retention(store, writer, engine, timedelta(days=settings.privacy.keep_days), queue.wake),
     )

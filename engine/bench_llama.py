@@ -116,7 +116,8 @@ class _Llama:
 # -- random weights in its own format ----------------------------------------------------------------
 
 
-def _write(shape: Shape, file: Path) -> None:
+def begin_file(shape: Shape, file: Path, kind: gguf.LlamaFileType) -> GGUFWriter:
+    """A model file of llama.cpp's with the sizes of a Qwen2 model; tokenizer and weights (named()) are to be added."""
     writer = GGUFWriter(file, "qwen2")
     writer.add_context_length(shape.positions)
     writer.add_embedding_length(shape.hidden)
@@ -126,7 +127,20 @@ def _write(shape: Shape, file: Path) -> None:
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_freq_base(shape.theta)
     writer.add_layer_norm_rms_eps(shape.epsilon)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(kind)
+    return writer
+
+
+def end_file(writer: GGUFWriter) -> None:
+    """Write what was added."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write(shape: Shape, file: Path) -> None:
+    writer = begin_file(shape, file, gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_tokenizer_model("no_vocab")
     random = np.random.default_rng(1)
@@ -134,18 +148,15 @@ def _write(shape: Shape, file: Path) -> None:
     for name, size in shape.sizes().items():
         if len(size) == 1:
             content = np.zeros(size, np.float32) if name.endswith("bias") else np.ones(size, np.float32)
-            writer.add_tensor(_named(name), content)
+            writer.add_tensor(named(name), content)
         else:
             values = np.resize(row, size)
             packed = gguf.quants.quantize(values, GGMLQuantizationType.Q8_0)
-            writer.add_tensor(_named(name), packed, raw_dtype=GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+            writer.add_tensor(named(name), packed, raw_dtype=GGMLQuantizationType.Q8_0)
+    end_file(writer)
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
     """llama.cpp's name of a weight."""
     for ours, theirs in (
         *(("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("model.layers.", "blk.")),

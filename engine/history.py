@@ -5,11 +5,27 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+from bot.errors import ConfigError, EngineError
 from engine.types import Speaker, Turn
 
 GAP = " … "
 MESSAGE_ROOM = 32
 """Tokens that a role's own words must leave to the customer's."""
+
+
+def refuse_crowding(role: str, words: int, budget: int) -> None:
+    """Raise ConfigError when a role's own `words` leave of `budget` tokens no room for a message."""
+    if words + MESSAGE_ROOM > budget:
+        raise ConfigError(
+            f"the instructions of the role {role} take {words} of {budget} tokens and leave no room for a message: "
+            "raise engine.context_tokens, or shorten business.about and business.facts"
+        )
+
+
+def refuse_monologue(turns: Sequence[Turn]) -> None:
+    """Raise EngineError when it is not the customer's turn that is to be answered."""
+    if not turns or turns[-1].speaker is not Speaker.USER:
+        raise EngineError("nothing to answer: the last turn must be the customer's")
 
 
 def fit(turns: Sequence[Turn], count: Callable[[Sequence[Turn]], int], budget: int) -> list[Turn]:

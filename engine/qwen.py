@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError, FrontdeskError
 from engine.chat import Chat
 from engine.draft import CONTEXT, ROWS, Index, Replies
-from engine.history import MESSAGE_ROOM, cut, fit
+from engine.history import cut, fit, refuse_crowding, refuse_monologue
 from engine.kv import Histories, common
 from engine.model import Model, read
 from engine.network import Network, Past, Segment
@@ -336,7 +336,7 @@ class QwenEngine:
     def _reading(self, role: LabelRole) -> tuple[Tensor, Tensor]:
         """First tokens of the labels, and the log of their prior: (labels,) each."""
         if role not in self._readings:
-            self._refuse_crowding(role, self._chat.question(role, ""), self._budget())
+            refuse_crowding(role.name, len(self._chat.question(role, "")), self._budget())
             tokens = torch.tensor(self._first_tokens(role))
             started = [self._started(role, self._chat.question(role, text)) for text in CONTENT_FREE]
             hidden = self._model.forward([Segment(cache, new) for cache, new in started])
@@ -432,8 +432,7 @@ class QwenEngine:
         return draw
 
     def _fitted_prompt(self, role: TextRole, turns: list[Turn]) -> list[int]:
-        if not turns or turns[-1].speaker is not Speaker.USER:
-            raise EngineError("nothing to answer: the last turn must be the customer's")
+        refuse_monologue(turns)
         budget = self._budget_beside(role)
         return self._chat.prompt(role, fit(turns, lambda kept: len(self._chat.prompt(role, kept)), budget))
 
@@ -475,18 +474,11 @@ class QwenEngine:
     def _budget_beside(self, role: TextRole) -> int:
         """Tokens for prompt and history together. Raises ConfigError when the role's own words leave no room."""
         budget = self._budget(role.max_new_tokens)
-        self._refuse_crowding(role, self._chat.prompt(role, []), budget)
+        refuse_crowding(role.name, len(self._chat.prompt(role, [])), budget)
         return budget
 
     def _budget(self, reply: int = 0) -> int:
         return min(self._config.context_tokens, self._model.positions - reply)
-
-    def _refuse_crowding(self, role: Role, words: list[int], budget: int) -> None:
-        if len(words) + MESSAGE_ROOM > budget:
-            raise ConfigError(
-                f"the instructions of the role {role.name} take {len(words)} of {budget} tokens and leave no room for "
-                "a message: raise engine.context_tokens, or shorten business.about and business.facts"
-            )
 
 
 def _label_role(reading: _Reading) -> LabelRole:

@@ -8,8 +8,6 @@ side: a role's own words by the server, of a conversation every character as one
 from __future__ import annotations
 
 import asyncio
-import math
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
@@ -21,20 +19,15 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError, FrontdeskError, ModelUnavailable
+from engine import chat_api
 from engine.chat import shown
-from engine.history import MESSAGE_ROOM, cut, fit
+from engine.history import cut, fit, refuse_crowding, refuse_monologue
 from engine.roles import CONTENT_FREE
 from engine.types import EngineConfig, LabelRole, LabelScores, OnText, Reply, Speaker, StopReason, TextRole, Turn
 
-TURN = 8
-"""Tokens that a chat template puts around one turn, at most."""
 CONNECT_S = 5.0
 TOP = 20
 """Likeliest tokens asked for: the most that the API's definition and vLLM's defaults allow."""
-FLOOR = -100.0
-"""No log-probability is taken for less: some servers write -9999 or minus infinity for "hardly"."""
-CHOSEN = 0.9
-"""What a label counts that the server chose without saying how surely."""
 
 _CHOICES = ("structured_outputs", "guided_choice")
 """How vLLM is told to answer with one of several words: since 0.12, and before."""
@@ -52,8 +45,6 @@ _REFUSALS = (400, 422, 500, 501)
 """How a server answers to an option that it does not have; llama-cpp-python with 500."""
 _SETTINGS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 """What another try would not mend."""
-_MARK = re.compile(r"<(?=[^\s<>]+>)|\[(?=/?[A-Z_]+\])")
-"""What the tokens begin with that speak to a chat template: `<|im_end|>`, `</s>`, `<start_of_turn>`, `[INST]`."""
 
 Role = LabelRole | TextRole
 
@@ -68,7 +59,7 @@ class Offers:
     def __str__(self) -> str:
         moods = "moods from log-probabilities"
         if self.choice:
-            moods = f"no log-probabilities, so moods by {self.choice}, each taken to be {CHOSEN:.0%} sure"
+            moods = f"no log-probabilities, so moods by {self.choice}, each taken to be {chat_api.CHOSEN:.0%} sure"
         if self.penalty == OWN_WORDS:
             return f"{moods}; {OWN_WORDS} for repetition_penalty, as it counts the reply's words alone"
         return f"{moods}; {self.penalty}, which counts words of the prompt as well"
@@ -158,16 +149,16 @@ class RemoteEngine:
         The score of a label is that of the likeliest first token that begins it; where none of the TOP tokens does,
         that of the last of them, which is its upper bound. It is divided by what the label scores on content-free
         input, as in engine.qwen. Where the tokens begin no label at all they say nothing: all labels are alike. Of a
-        server that only chooses, the label it chose gets CHOSEN and the others the rest. Raises as write();
+        server that only chooses, the label it chose gets chat_api.CHOSEN and the others the rest. Raises as write();
         ConfigError as check().
         """
         async with self._asking():
             words = await self._checked(role)
-            kept = cut(text, lambda some: words + _at_most(some), self._config.context_tokens)
+            kept = cut(text, lambda some: words + chat_api.at_most(some), self._config.context_tokens)
             if self._offers.choice:
-                return _one_hot(role, await self._choose(role, kept))
-            found = _log_scores(role, await self._top(_question(role, kept)))
-            shares = _shares(found) if found else self._priors[role]
+                return chat_api.one_hot(role, await self._choose(role, kept))
+            found = chat_api.log_scores(role, await self._top(chat_api.question(role, kept)))
+            shares = chat_api.shares(found) if found else self._priors[role]
             weights = [share / prior for share, prior in zip(shares, self._priors[role], strict=True)]
             return LabelScores({label: each / sum(weights) for label, each in zip(role.labels, weights, strict=True)})
 
@@ -180,8 +171,7 @@ class RemoteEngine:
         far is the reply. `conversation` is not told to the server, which may find by itself what it has read before.
         Raises EngineError, DeadlineExceeded before the first token, EngineClosed; ConfigError as check().
         """
-        if not turns or turns[-1].speaker is not Speaker.USER:
-            raise EngineError("nothing to answer: the last turn must be the customer's")
+        refuse_monologue(turns)
         writing = _Writing(time.monotonic(), on_text)
         try:
             async with self._asking():
@@ -224,7 +214,8 @@ class RemoteEngine:
         penalty = OWN_WORDS  # docs/decisions/0002-repetition-penalty.md
         if self._config.penalise_prompt:
             penalty = _PENALTIES.get(listed[self._config.model], OWN_WORDS)
-        hello, words = _messages("", [Turn(Speaker.USER, "hello")]), ("qxv", "zkw")  # which nobody says to a hello
+        hello = chat_api.messages("", [Turn(Speaker.USER, "hello")])
+        words = ("qxv", "zkw")  # which nobody says to a hello
         if await _unless_refused(self._top(hello)):
             return Offers("", penalty)
         for choice in _CHOICES:
@@ -241,34 +232,34 @@ class RemoteEngine:
         """Tokens of the role's own words. Everything that is to be known of a role is found at its first use."""
         if role not in self._words:
             words = await self._measured(role)
-            if words + MESSAGE_ROOM > self._config.context_tokens:
-                raise ConfigError(
-                    f"the instructions of the role {role.name} take {words} of {self._config.context_tokens} tokens "
-                    "and leave no room for a message: raise engine.context_tokens, or shorten business.about and "
-                    "business.facts"
-                )
+            refuse_crowding(role.name, words, self._config.context_tokens)
             if isinstance(role, LabelRole) and not self._offers.choice:
                 self._priors[role] = await self._prior(role)
             self._words[role] = words
         return self._words[role]
 
     async def _measured(self, role: Role) -> int:
-        asked = _question(role, "") if isinstance(role, LabelRole) else _messages(role.system, [Turn(Speaker.USER, "")])
+        if isinstance(role, LabelRole):
+            asked = chat_api.question(role, "")
+        else:
+            asked = chat_api.messages(role.system, [Turn(Speaker.USER, "")])
         answer = await self._answer(asked, max_tokens=1)
-        return answer.usage.prompt_tokens if answer.usage else sum(_at_most(each["content"]) + TURN for each in asked)
+        if answer.usage:
+            return answer.usage.prompt_tokens
+        return sum(chat_api.at_most(each["content"]) + chat_api.TURN for each in asked)
 
     async def _prior(self, role: LabelRole) -> list[float]:
         """What each label gets of a text that says nothing."""
-        _refuse_alike(role)
-        asked = [await self._top(_question(role, text)) for text in CONTENT_FREE]
-        found = [scores for top in asked if (scores := _log_scores(role, top))]
+        chat_api.refuse_alike(role)
+        asked = [await self._top(chat_api.question(role, text)) for text in CONTENT_FREE]
+        found = [scores for top in asked if (scores := chat_api.log_scores(role, top))]
         if not found:
             raise ConfigError(
                 f"{self._config.model} at {self._base_url} begins its answer with none of the labels "
                 f"{', '.join(role.labels)} of the role {role.name} but with {asked[0][0].token!r}: choose a model that "
                 "follows instructions, and switch thinking off at its server"
             )
-        shares = [_shares(scores) for scores in found]
+        shares = [chat_api.shares(scores) for scores in found]
         return [sum(each) / len(shares) for each in zip(*shares, strict=True)]
 
     # -- requests ------------------------------------------------------------------------------------
@@ -286,7 +277,7 @@ class RemoteEngine:
         return told.content[0].top_logprobs if told and told.content else []
 
     async def _choose(self, role: LabelRole, text: str) -> str:
-        said = await self._said_of(_question(role, text), self._offers.choice, role.labels)
+        said = await self._said_of(chat_api.question(role, text), self._offers.choice, role.labels)
         if said not in role.labels:
             raise EngineError(f"the model server at {self._base_url} chose none of the labels of the role {role.name}")
         return said
@@ -300,11 +291,11 @@ class RemoteEngine:
 
     async def _stream(self, role: TextRole, turns: Sequence[Turn], writing: _Writing) -> None:
         words = await self._checked(role)
-        kept = fit(turns, lambda some: words + _length(some), self._config.context_tokens)
+        kept = fit(turns, lambda some: words + chat_api.length(some), self._config.context_tokens)
         penalty = role.repetition_penalty - (self._offers.penalty == OWN_WORDS)
         stream = await self._client.chat.completions.create(
             model=self._config.model,
-            messages=_messages(role.system, kept),
+            messages=chat_api.messages(role.system, kept),
             temperature=role.temperature,
             max_tokens=role.max_new_tokens,
             seed=self._config.seed,
@@ -358,70 +349,3 @@ async def _unless_refused(answer: Awaitable[Sequence[object]]) -> Sequence[objec
         if error.status_code not in _REFUSALS:
             raise
         return ()
-
-
-# -- words -------------------------------------------------------------------------------------------
-
-
-def _messages(system: str, turns: Sequence[Turn]) -> list[Any]:
-    said = [{"role": turn.speaker.value, "content": _harmless(turn.text)} for turn in turns]
-    return [{"role": "system", "content": _harmless(system)}, *said] if system else said
-
-
-def _question(role: LabelRole, text: str) -> list[Any]:
-    return _messages(role.system, [Turn(Speaker.USER, role.prompt.replace("{text}", text))])
-
-
-def _harmless(text: str) -> str:
-    """`text` without the spelling of a token that speaks to the template: `<|im_end|>` becomes `< |im_end|>`."""
-    return _MARK.sub(r"\g<0> ", text)
-
-
-def _at_most(text: str) -> int:
-    """Tokens of `text` under the tokenizers of models that know its language: seldom more, mostly far fewer."""
-    return len(text) + 3 * sum(character > "\uffff" for character in text)
-
-
-def _length(turns: Sequence[Turn]) -> int:
-    return sum(_at_most(turn.text) + TURN for turn in turns)
-
-
-# -- labels ------------------------------------------------------------------------------------------
-
-
-def _refuse_alike(role: LabelRole) -> None:
-    owners: dict[str, str] = {}
-    for label in role.labels:
-        if not label:
-            raise ConfigError(f"a label of the role {role.name} is empty: give it a word")
-        if label[0] in owners:
-            raise ConfigError(
-                f"the labels {owners[label[0]]} and {label} of the role {role.name} begin with the same character, and "
-                "perhaps with the same token of the model: choose words that begin differently"
-            )
-        owners[label[0]] = label
-
-
-def _log_scores(role: LabelRole, top: Sequence[TopLogprob]) -> list[float]:
-    """The log-probability of each label's first token, or its upper bound; empty where no label is in `top`."""
-    if any(math.isnan(each.logprob) for each in top):
-        raise EngineError("the model produced numbers that are not numbers: look at the log of its server")
-    found: dict[str, float] = {}
-    for each in top:
-        spelling = each.token.encode() if each.bytes is None else bytes(each.bytes)
-        begun = [label for label in role.labels if label.encode().startswith(spelling)]
-        if len(begun) == 1:
-            found[begun[0]] = max(each.logprob, found.get(begun[0], FLOOR))
-    least = max(FLOOR, min((each.logprob for each in top), default=FLOOR))
-    return [found.get(label, least) for label in role.labels] if found else []
-
-
-def _shares(scores: Sequence[float]) -> list[float]:
-    """Probabilities among themselves, which sum to 1, of log-probabilities."""
-    weights = [math.exp(score - max(scores)) for score in scores]
-    return [weight / sum(weights) for weight in weights]
-
-
-def _one_hot(role: LabelRole, chosen: str) -> LabelScores:
-    others = (1 - CHOSEN) / (len(role.labels) - 1)
-    return LabelScores({label: CHOSEN if label == chosen else others for label in role.labels})

@@ -20,7 +20,8 @@ from bot.handoff import Handoff, Members
 from bot.intake import Intake
 from bot.messages import Address, Platform, Receipt
 from bot.metrics import Metrics
-from bot.queue.embedded import EmbeddedQueue, backoff
+from bot.queue.embedded import EmbeddedQueue
+from bot.queue.work import backoff
 from bot.store.database import Writer
 from bot.store.jobs import JobKind
 from bot.store.reader import Reader

@@ -10,10 +10,8 @@ import structlog
 
 from bot.errors import DatabaseUnavailable
 from bot.queue import Handler
-from bot.queue.work import Task, Work, backoff
+from bot.queue.work import Task, Work
 from bot.store.jobs import Claim, JobKind
-
-__all__ = ["EmbeddedQueue", "backoff"]
 
 log = structlog.get_logger(__name__)
 

@@ -89,7 +89,7 @@ class Handoff:
         customers of the same platform only: else it is marked as not delivered, and `no_way` says why.
         """
         escalation_id = self._escalation_of(session, message)
-        people.lock(session, ConversationRow.id.in_(select(EscalationRow.conversation_id).filter_by(id=escalation_id)))
+        people.lock_called(session, escalation_id)
         row = session.get(EscalationRow, escalation_id) if escalation_id is not None else None
         if row is None:
             return Heard.ELSEWHERE

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from bot.conversation import Owner
 from bot.messages import InboundMessage
-from bot.store.schema import ConversationRow, CustomerRow
+from bot.store.schema import ConversationRow, CustomerRow, EscalationRow
 
 
 def lock(session: Session, *conversations: ColumnElement[bool]) -> None:
@@ -23,6 +23,11 @@ def lock(session: Session, *conversations: ColumnElement[bool]) -> None:
     # in order of id: two that lock several customers never wait for each other
     locked = select(CustomerRow.id).where(CustomerRow.id.in_(owners)).order_by(CustomerRow.id)
     session.execute(locked.with_for_update()).all()
+
+
+def lock_called(session: Session, escalation_id: int | None) -> None:
+    """As lock(), the customer about whom a human was called; nobody for an unknown escalation."""
+    lock(session, ConversationRow.id.in_(select(EscalationRow.conversation_id).filter_by(id=escalation_id)))
 
 
 def find_or_add(session: Session, message: InboundMessage, now: datetime) -> CustomerRow:

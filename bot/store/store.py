@@ -36,17 +36,16 @@ from bot.store.database import at_one_moment, leave_no_trace
 from bot.store.handoff import Handoff
 from bot.store.jobs import Claim, JobKind
 from bot.store.outbox import Outbox
-from bot.store.schema import ConversationRow, CursorRow, CustomerRow, EscalationRow, JobRow, MessageRow, OutboundRow
+from bot.store.schema import ConversationRow, CursorRow, CustomerRow, EscalationRow, MessageRow, OutboundRow
+from bot.store.settling import Settling
 from bot.store.values import (
     Accepted,
     Erased,
     Heard,
     OutboundState,
     Pressing,
-    Say,
     Sending,
     Settlement,
-    Verdict,
     Waiting,
 )
 
@@ -70,6 +69,7 @@ class Store:
         self._now = clock
         self._outbox = Outbox(cards_to, clock)
         self._handoff = Handoff(self._outbox, clock)
+        self._settling = Settling(self._outbox, self._handoff, clock)
 
     @contextmanager
     def _begin(self) -> Iterator[Session]:
@@ -225,9 +225,9 @@ class Store:
         with self._begin() as session:
             job, erased = jobs.held(session, claim), list[int]()
             if settlement.forget:
-                erased = self._erase(session, claim.conversation_id, settlement, job)
+                erased = self._settling.erase(session, claim.conversation_id, settlement, job)
             else:
-                self._settle(session, claim.conversation_id, settlement)
+                self._settling.settle(session, claim.conversation_id, settlement)
             session.delete(job)
         if erased:
             leave_no_trace(self._engine)
@@ -237,91 +237,10 @@ class Store:
         """The same for a job that failed for good: the settlement says so to the customer and calls a human."""
         with self._begin() as session:
             job = jobs.held(session, claim)
-            self._settle(session, claim.conversation_id, settlement)
+            self._settling.settle(session, claim.conversation_id, settlement)
             jobs.bury(job, error)
 
-    def _settle(self, session: Session, conversation_id: int, settlement: Settlement) -> None:
-        conversation = session.get_one(ConversationRow, conversation_id)
-        silent = conversation.owner == Owner.HUMAN
-        turn = rows.next_turn(session, conversation_id)
-        for verdict in settlement.verdicts:
-            self._judge(session.get_one(MessageRow, verdict.message_id), verdict, turn, silent)
-        begun, conversation.begun = conversation.begun, ""
-        if silent and settlement.seen:
-            session.add(rows.new_line(conversation, Author.BOT, f"{settlement.seen} …", self._now(), turn))
-        if silent:
-            self._handoff.relay(session, conversation, settlement.relays)
-        if silent and not settlement.own:
-            return
-        into = _finishing(settlement.says)
-        for say in settlement.says:
-            self._say(session, conversation, say, turn, begun if say is into else "")
-        if settlement.language:
-            session.get_one(CustomerRow, conversation.customer_id).chosen = settlement.language
-        if settlement.call is not None:
-            self._call_human(session, conversation, settlement.call)
-
-    def _erase(self, session: Session, conversation_id: int, settlement: Settlement, job: JobRow) -> list[int]:
-        conversation = session.get_one(ConversationRow, conversation_id)
-        asked = max(verdict.message_id for verdict in settlement.verdicts)
-        erased = self._erase_customer(session, conversation.customer_id, asked, job)
-        for say in settlement.says:
-            self._say(session, conversation, say, turn=1)
-        erase.remove(session, conversation.customer_id)
-        return erased
-
-    def _erase_customer(
-        self, session: Session, customer_id: int, asked: int | None = None, besides: JobRow | None = None
-    ) -> list[int]:
-        """What erase() does, and the agents' side; without a message that `asked` for it, all they wrote."""
-        erased, seen = erase.erase(session, customer_id, self._now(), asked, besides)
-        for escalation, relayed in seen:
-            self._outbox.show_card(session, escalation)
-            for shown in relayed:
-                self._outbox.to_agents(session, escalation, OutboundKind.WITHDRAW, reply_to=shown)
-        return erased
-
-    def _judge(self, row: MessageRow, verdict: Verdict, turn: int, silent: bool) -> None:
-        row.turn, row.settled_at = turn, self._now()
-        row.outcome = Outcome.SILENT if silent else verdict.outcome
-        if verdict.sentiment is not None:
-            row.label, row.negative = verdict.sentiment.label, verdict.sentiment.negative
-            row.threshold = verdict.sentiment.threshold
-
-    def _say(self, session: Session, conversation: ConversationRow, say: Say, turn: int, begun: str = "") -> None:
-        """`begun` is the message that its first part is written into, "" for a new one."""
-        author = Author.BOT if say.kind is OutboundKind.REPLY else Author.NOTICE
-        line = rows.new_line(conversation, author, "".join(say.parts), self._now(), turn)
-        session.add(line)
-        session.flush()
-        to, lane = rows.address(conversation), str(conversation.id)
-        for part in say.parts:
-            self._outbox.put(
-                session,
-                conversation.id,
-                say.kind,
-                to,
-                lane,
-                text=part,
-                reply_to=say.reply_to,
-                begun=begun,
-                message_id=line.id,
-            )
-            begun = ""
-
     # -- escalation ------------------------------------------------------------------------------
-
-    def _call_human(self, session: Session, conversation: ConversationRow, call: Call) -> None:
-        now = self._now()
-        row = session.scalar(rows.open_escalation(conversation.id))
-        if row is None:
-            row = EscalationRow(conversation_id=conversation.id, times=0, opened_at=now, card_id="")
-            session.add(row)
-        row.reason, row.updated_at, row.times = call.reason, now, row.times + 1
-        row.message_id = call.message_id
-        conversation.owner = next_owner(Owner(conversation.owner), OwnerEvent.CALL)
-        session.flush()
-        self._outbox.show_card(session, row)
 
     def call(self, escalation_id: int) -> Escalation | None:
         """A call for a human, as agents see it; None for an unknown one."""
@@ -333,14 +252,14 @@ class Store:
         """Do what a button on a card says, once; `notice` tells the customer, `asked` asks them how it was. Pressed
         again, it changes nothing."""
         with self._begin() as session:
-            self._lock_called(session, event.escalation_id)
+            people.lock_called(session, event.escalation_id)
             return self._handoff.press(session, event, notice, asked)
 
     def score(self, event: Scored) -> Accepted:
         """What the customer thinks of a colleague's help; only theirs counts, and the last."""
         with self._begin() as session:
             self._advance(session, event.platform, event.account, event.cursor)
-            self._lock_called(session, event.escalation_id)
+            people.lock_called(session, event.escalation_id)
             row = session.get(EscalationRow, event.escalation_id)
             if row is None or row.resolved_at is None or not self._is_theirs(session, row.conversation_id, event):
                 return Accepted(Receipt.DROPPED)
@@ -348,10 +267,6 @@ class Store:
             session.flush()
             self._outbox.show_card(session, row)
             return Accepted(Receipt.ACCEPTED, row.message_id, row.conversation_id)
-
-    def _lock_called(self, session: Session, escalation_id: int) -> None:
-        of = select(EscalationRow.conversation_id).filter_by(id=escalation_id)
-        people.lock(session, ConversationRow.id.in_(of))
 
     def overdue(self, patience: Mapping[Overdue, timedelta]) -> list[tuple[Overdue, Escalation]]:
         """Escalations that waited longer than `patience`, for what."""
@@ -361,7 +276,7 @@ class Store:
     def bring_up(self, escalation_id: int, what: Overdue, text: str) -> None:
         """See to an escalation that waited too long; `text` is what the agents or the customer are told. Each once."""
         with self._begin() as session:
-            self._lock_called(session, escalation_id)
+            people.lock_called(session, escalation_id)
             self._handoff.bring_up(session, escalation_id, what, text)
 
     def hear_agent(self, message: InboundMessage, told: str, no_way: str = "") -> Heard:
@@ -459,14 +374,19 @@ class Store:
             row = session.get_one(OutboundRow, claim.outbound_id)
             row.state, row.settled_at, row.error = OutboundState.FAILED, self._now(), error
             jobs.bury(job, error)
+            conversation = session.get_one(ConversationRow, row.conversation_id)
+            erased = conversation.erased_at is not None
+            called = session.get(EscalationRow, row.escalation_id) if row.escalation_id is not None else None
             if row.kind == OutboundKind.AGENT:
                 self._handoff.mark(session, row, error)
-            elif row.escalation_id is None:
-                self._despair(session, session.get_one(ConversationRow, row.conversation_id), row)
-            elif row.kind in erase.WITHOUT_TEXT:
-                self._leave(session, row, left)
-            elif row.kind == OutboundKind.RELAY:
-                self._show_instead(session, row)
+            elif called is None:
+                conversation.unreachable = error
+                if not erased:  # else a human would be called about nobody
+                    self._settling.call_human(session, conversation, Call(Reason.UNDELIVERED, row.message_id))
+            elif erased and row.kind in erase.WITHOUT_TEXT:
+                self._outbox.to_agents(session, called, OutboundKind.NOTICE, left, row.reply_to)
+            elif not erased and row.kind == OutboundKind.RELAY:
+                self._outbox.show_card(session, called)  # it shows what the customer said, too
             gone = self._remove(session, row)
         if gone:
             leave_no_trace(self._engine)
@@ -475,22 +395,6 @@ class Store:
         """What was erased, where this was the last to be said about it."""
         conversation = session.get_one(ConversationRow, row.conversation_id)
         return conversation.erased_at is not None and erase.remove(session, conversation.customer_id)
-
-    def _show_instead(self, session: Session, row: OutboundRow) -> None:
-        """What a customer said to their colleague and did not arrive is shown on the card, too."""
-        if session.get_one(ConversationRow, row.conversation_id).erased_at is None:
-            self._outbox.show_card(session, session.get_one(EscalationRow, row.escalation_id))
-
-    def _leave(self, session: Session, row: OutboundRow, left: str) -> None:
-        if session.get_one(ConversationRow, row.conversation_id).erased_at is not None:
-            called = session.get_one(EscalationRow, row.escalation_id)
-            self._outbox.to_agents(session, called, OutboundKind.NOTICE, left, row.reply_to)
-
-    def _despair(self, session: Session, conversation: ConversationRow, row: OutboundRow) -> None:
-        """Call a human about a message that does not arrive; about nobody, where everything was erased."""
-        conversation.unreachable = row.error
-        if conversation.erased_at is None:
-            self._call_human(session, conversation, Call(Reason.UNDELIVERED, row.message_id))
 
     # -- erasing without being asked by the customer ---------------------------------------------
 
@@ -508,7 +412,7 @@ class Store:
             people.lock(session, ConversationRow.customer_id == customer_id)
             if session.scalar(erase.silent(before).where(ConversationRow.customer_id == customer_id)) is None:
                 return []
-            erased = self._erase_customer(session, customer_id)
+            erased = self._settling.erase_customer(session, customer_id)
             erase.remove(session, customer_id)
             return erased
 
@@ -529,7 +433,7 @@ class Store:
 
     def _erase_and_count(self, session: Session, customer_id: int) -> Erased:
         before = erase.count(session, customer_id)
-        self._erase_customer(session, customer_id)
+        self._settling.erase_customer(session, customer_id)
         erase.remove(session, customer_id)
         left = erase.count(session, customer_id)
         return replace(before, cards=left.cards, relayed=left.relayed)
@@ -572,9 +476,3 @@ class Store:
             return 0
         with self._begin() as session:
             return jobs.recover(session)
-
-
-def _finishing(says: Sequence[Say]) -> Say | None:
-    """What is written into a message that a preview began: the reply, or what is said in its place."""
-    replies = [say for say in says if say.kind is OutboundKind.REPLY]
-    return next(iter([*replies, *says]), None)

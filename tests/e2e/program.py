@@ -15,15 +15,40 @@ from typing import Any, Self
 PATIENCE_S = 60.0
 """For a start: importing torch on a busy machine takes a while."""
 
+CONFIG = """
+[engine]
+model = "bundled"
+{engine}
+[escalation]
+channel = "{channel}"
+threshold = 1.0
+[web]
+enabled = false
+port = 0
+[log]
+level = "DEBUG"
+format = "json"
+{sections}
+"""
+
 
 class Program:
-    """`frontdesk run` on a configuration of the test's own; its log, at DEBUG, goes to `log`. It may get `options`."""
+    """`frontdesk run` with the bundled model, cards in `channel` for those alone who ask for a human, and `sections` of
+    the test's own; its log, at DEBUG, goes to `log`. It may get `options`."""
 
-    def __init__(self, folder: Path, config: str, secrets: Mapping[str, str], *options: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        channel: str,
+        sections: str,
+        secrets: Mapping[str, str],
+        *options: str,
+        engine: str = "max_new_tokens = 48",
+    ) -> None:
         self.folder = folder
         self.log = folder / "log.jsonl"
         self.config = folder / "config.toml"
-        self.config.write_text(config, encoding="utf-8")
+        self.config.write_text(CONFIG.format(engine=engine, channel=channel, sections=sections), encoding="utf-8")
         self._secrets = dict(secrets)
         self._options = options
         self._process: asyncio.subprocess.Process | None = None

@@ -16,24 +16,8 @@ SECRETS = {"FRONTDESK_SLACK_BOT_TOKEN": "xoxb-CANARY-e2e", "FRONTDESK_SLACK_APP_
 
 
 def configured(folder: Path, slack: FakeSlack) -> Program:
-    config = f"""
-[engine]
-model = "bundled"
-max_new_tokens = 48
-[escalation]
-channel = "slack:{AGENTS}"
-threshold = 1.0
-[slack]
-enabled = true
-api_url = "{slack.url}"
-[web]
-enabled = false
-port = 0
-[log]
-level = "DEBUG"
-format = "json"
-"""
-    return Program(folder, config, SECRETS)
+    sections = f'[slack]\nenabled = true\napi_url = "{slack.url}"'
+    return Program(folder, f"slack:{AGENTS}", sections, SECRETS)
 
 
 @pytest.fixture

@@ -17,24 +17,8 @@ GROUP = -1000
 
 
 def configured(folder: Path, telegram: FakeTelegram) -> Program:
-    config = f"""
-[engine]
-model = "bundled"
-max_new_tokens = 48
-[escalation]
-channel = "telegram:{GROUP}"
-threshold = 1.0
-[telegram]
-enabled = true
-api_url = "{telegram.url}"
-[web]
-enabled = false
-port = 0
-[log]
-level = "DEBUG"
-format = "json"
-"""
-    return Program(folder, config, {"FRONTDESK_TELEGRAM_TOKEN": TOKEN})
+    sections = f'[telegram]\nenabled = true\napi_url = "{telegram.url}"'
+    return Program(folder, f"telegram:{GROUP}", sections, {"FRONTDESK_TELEGRAM_TOKEN": TOKEN})
 
 
 @pytest.fixture

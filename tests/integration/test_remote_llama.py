@@ -41,23 +41,13 @@ def write_gguf(file: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from engine.bench_llama import _named
+    from engine.bench_llama import begin_file, end_file, named
     from engine.qwen2 import Shape
 
     config = json.loads((bundled.PATH / "config.json").read_text(encoding="utf-8"))
     tokenizer = json.loads((bundled.PATH / "tokenizer.json").read_text(encoding="utf-8"))
     template = json.loads((bundled.PATH / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
-    shape = Shape.of(config)
-    writer = gguf.GGUFWriter(file, "qwen2")
-    writer.add_context_length(shape.positions)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.inner)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_freq_base(shape.theta)
-    writer.add_layer_norm_rms_eps(shape.epsilon)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer = begin_file(Shape.of(config), file, gguf.LlamaFileType.ALL_F32)
     special = {each["id"]: each["content"] for each in tokenizer["added_tokens"]}
     words = {number: word for word, number in tokenizer["model"]["vocab"].items()} | special
     kinds = [gguf.TokenType.CONTROL if each in special else gguf.TokenType.NORMAL for each in range(len(words))]
@@ -71,11 +61,8 @@ def write_gguf(file: Path) -> None:
     writer.add_add_bos_token(False)
     writer.add_chat_template(template)
     for name, weight in load_file(bundled.PATH / "model.safetensors").items():
-        writer.add_tensor(_named(name), weight.to(torch.float32).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        writer.add_tensor(named(name), weight.to(torch.float32).numpy())
+    end_file(writer)
 
 
 @pytest.fixture(scope="module")

@@ -20,27 +20,9 @@ LONGEST_LIFE_S = 1.5
 
 
 def configured(folder: Path, telegram: FakeTelegram, slack: FakeSlack) -> Program:
-    config = f"""
-[engine]
-model = "bundled"
-max_new_tokens = 48
-[escalation]
-channel = "slack:C0AGENTS"
-threshold = 1.0
-[telegram]
-enabled = true
-api_url = "{telegram.url}"
-[slack]
-enabled = true
-api_url = "{slack.url}"
-[web]
-enabled = false
-port = 0
-[log]
-level = "DEBUG"
-format = "json"
-"""
-    return Program(folder, config, {**SECRETS, "FRONTDESK_TELEGRAM_TOKEN": TOKEN})
+    platforms = {"telegram": telegram.url, "slack": slack.url}
+    sections = "\n".join(f'[{name}]\nenabled = true\napi_url = "{url}"' for name, url in platforms.items())
+    return Program(folder, "slack:C0AGENTS", sections, {**SECRETS, "FRONTDESK_TELEGRAM_TOKEN": TOKEN})
 
 
 async def nothing_is_lost(folder: Path, kills: int) -> None:

@@ -28,28 +28,18 @@ BETWEEN_MESSAGES_S = 0.2, 0.6
 
 def configured(folder: Path, telegram: FakeTelegram, url: str, backend: str, serves: str) -> Program:
     folder.mkdir()
-    config = f"""
-[engine]
-model = "bundled"
-max_new_tokens = 32
-threads = 1
-[escalation]
-channel = "telegram:{GROUP}"
-threshold = 1.0
+    sections = f"""
 [telegram]
 enabled = true
 api_url = "{telegram.url}"
-[web]
-enabled = false
 [database]
 url = "{url}"
 [queue]
 backend = "{backend}"
-[log]
-level = "DEBUG"
-format = "json"
 """
-    return Program(folder, config, {"FRONTDESK_TELEGRAM_TOKEN": TOKEN}, "--serve", serves, "--port", "0")
+    secrets, options = {"FRONTDESK_TELEGRAM_TOKEN": TOKEN}, ("--serve", serves, "--port", "0")
+    speech = "max_new_tokens = 32\nthreads = 1"
+    return Program(folder, f"telegram:{GROUP}", sections, secrets, *options, engine=speech)
 
 
 class Storm:

@@ -54,7 +54,7 @@ def no_fencing_token(house: House) -> None:
 
 
 def no_look_at_the_owner_at_finish(house: House) -> None:
-    settle = house.store._settle
+    settle = house.store._settling.settle
 
     def blind(session: Any, conversation_id: int, *rest: Any) -> None:
         conversation = session.get_one(ConversationRow, conversation_id)
@@ -62,7 +62,7 @@ def no_look_at_the_owner_at_finish(house: House) -> None:
         settle(session, conversation_id, *rest)
         conversation.owner = owner
 
-    house.store._settle = blind  # type: ignore[method-assign, assignment]
+    house.store._settling.settle = blind  # type: ignore[method-assign, assignment]
 
 
 def no_look_at_the_owner_at_the_send(house: House) -> None:

@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError
 from engine import bundled, roles
 from engine.chat import Chat
+from engine.history import MESSAGE_ROOM
 from engine.kv import Cache
 from engine.model import Model, read
 from engine.network import Segment
 from engine.quantize import fp32_linear
-from engine.qwen import CONTENT_FREE, MESSAGE_ROOM, QwenEngine
+from engine.qwen import CONTENT_FREE, QwenEngine
 from engine.qwen2 import Qwen2
 from engine.scheduler import BUDGET
 from engine.types import Engine, EngineConfig, LabelRole, Speaker, StopReason, TextRole, Turn

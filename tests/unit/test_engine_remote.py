@@ -21,7 +21,9 @@ from bot.cli import app
 from bot.config import load
 from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError, ModelUnavailable
 from engine import roles
-from engine.remote import CHOSEN, MESSAGE_ROOM, TOP, TURN, RemoteEngine, _at_most
+from engine.chat_api import CHOSEN, TURN, at_most
+from engine.history import MESSAGE_ROOM
+from engine.remote import TOP, RemoteEngine
 from engine.types import EngineConfig, LabelRole, Speaker, StopReason, TextRole, Turn
 from tests.conftest import until
 from tests.fakes.model_server import BREAK, HANG, QUIT, FakeModelServer
@@ -372,8 +374,8 @@ async def test_a_long_history_loses_its_oldest_turns(server: FakeModelServer, co
     sent = [each["content"] for each in server.asked[-1]["messages"][1:]]
     assert sent == [turn.text for turn in turns[-len(sent) :]]
     words = len(role.system) // 2 + 4 + 4  # as the server counts them
-    taken = words + sum(_at_most(each) + TURN for each in sent)
-    assert 300 - 2 * (_at_most("turn 10 的消息") + TURN) < taken <= 300
+    taken = words + sum(at_most(each) + TURN for each in sent)
+    assert 300 - 2 * (at_most("turn 10 的消息") + TURN) < taken <= 300
     assert server.asked[-1]["messages"][1]["role"] == "user"
 
 
@@ -398,7 +400,7 @@ def test_lengths_are_counted_on_the_safe_side(text: str) -> None:
     from engine.chat import Chat
     from engine.model import tokenizer_of
 
-    assert len(Chat(tokenizer_of(bundled.PATH)).encode(text)) <= _at_most(text)
+    assert len(Chat(tokenizer_of(bundled.PATH)).encode(text)) <= at_most(text)
 
 
 async def test_a_role_leaves_room_for_a_message_by_the_servers_own_count(
