@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from bot.config import Settings
 from bot.errors import ConfigError, FrontdeskError
 from engine import load, roles
+from engine.threads import apart
 from engine.types import Engine, EngineConfig, LabelRole, TextRole
 
 if TYPE_CHECKING:
@@ -145,7 +147,7 @@ async def _load(settings: Settings, path: Path, console: Console) -> QwenEngine:
     """Load the model beside the event loop, with a progress bar; before its first start, find its precision."""
     speech, config = settings.engine, _config(settings)
     if speech.precision == "auto":
-        await asyncio.to_thread(_settle_precision, path, speech.model, console)
+        await asyncio.to_thread(apart, partial(_settle_precision, path, speech.model, console))
 
     def loading(report: Callable[[float], None]) -> QwenEngine:
         from engine.qwen import QwenEngine  # imports torch and transformers: seconds

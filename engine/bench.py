@@ -24,6 +24,7 @@ from torch import Tensor
 from engine import bundled, roles
 from engine.chat import Chat
 from engine.model import read, tokenizer_of
+from engine.threads import apart
 from engine.types import EngineConfig, Speaker, TextRole, Turn
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -176,10 +177,10 @@ def _engine(
     options = EngineConfig(seed=1, cache_megabytes=2_000, guess=shape not in SHAPES)
     if shape in SHAPES:
         sizes = Shape.of(SHAPES[shape])
-        network = Qwen2(sizes, _RandomWeights(sizes.sizes()), make_linear(bundled.PATH, precision))
+        network = apart(lambda: Qwen2(sizes, _RandomWeights(sizes.sizes()), make_linear(bundled.PATH, precision)))
         engine = QwenEngine(network, frozenset(), tokenizer_of(bundled.PATH), options)
     else:
-        model = read(Path(shape), make_linear(Path(shape), precision), lambda share: None)
+        model = apart(lambda: read(Path(shape), make_linear(Path(shape), precision), lambda share: None))
         engine = QwenEngine(model.network, frozenset(), model.tokenizer, options)
     return asyncio.run(_converse(engine, chat, customers, messages))
 

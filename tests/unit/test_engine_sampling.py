@@ -1,7 +1,8 @@
 import torch
+from scipy.stats import chi2
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from engine.sampling import choose, penalise
+from engine.sampling import BLOCK, choose, penalise
 
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 3.0])
 
@@ -15,6 +16,18 @@ def test_sampling_follows_the_softmax_at_the_temperature() -> None:
     drawn = torch.tensor([choose(LOGITS, 0.7, generator) for _ in range(4000)])
     expected = torch.softmax(LOGITS / 0.7, dim=-1)
     assert torch.allclose(torch.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
+
+
+def test_sampling_follows_the_softmax_over_a_vocabulary_of_many_blocks_and_never_says_what_has_no_share() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(3 * BLOCK + 5, generator=generator)
+    logits[::3] = -torch.inf
+    drawn = torch.bincount(torch.tensor([choose(logits, 0.9, generator) for _ in range(20_000)]), minlength=len(logits))
+    expected = 20_000 * torch.softmax(logits / 0.9, dim=-1)
+    said = expected > 0
+    assert not drawn[~said].any()
+    chi_square = ((drawn - expected)[said].square() / expected[said]).sum()
+    assert chi_square < chi2.ppf(0.999, int(said.sum()) - 1)
 
 
 def test_the_same_seed_draws_the_same_tokens() -> None:
