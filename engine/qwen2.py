@@ -8,6 +8,7 @@ cache, so nothing of one can reach another. The reference is transformers' Qwen2
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -100,9 +101,11 @@ class Qwen2:
         self.shape = shape
         self._embedding = weights("model.embed_tokens.weight").clone()  # a view would keep the whole file in memory
         head = self._embedding if shape.tied else weights("lm_head.weight")
-        self._layers = [_layer(number, shape, weights, linear) for number in range(shape.layers)]
+        with ThreadPoolExecutor(1) as beside:
+            last = beside.submit(linear, "head", lambda: head, None)  # as large as a half of the others together
+            self._layers = [_layer(number, shape, weights, linear) for number in range(shape.layers)]
         self._norm = weights("model.norm.weight").float().clone()
-        self._head = linear("head", lambda: head, None)
+        self._head = last.result()
         self._label_rows = head if shape.tied else head.clone()
         self._turns = _rotations(shape)
 
