@@ -10,10 +10,10 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from engine.qwen2 import Linear, Weight
 
@@ -22,6 +22,9 @@ LEVELS = 127
 INPUT_LEVELS = (127, 63)
 """Of an input. Without VNNI the kernel adds pairs of products in 16 bits, which hold seven bits of an input."""
 
+
+BLOCKS = 16
+"""Of a weight in fp32, at most."""
 
 ROWS = 8_192
 """Of a weight rounded at once: the output layer has a hundred thousand, and all in fp32 would need 600 MB."""
@@ -36,10 +39,21 @@ class Rounded:
 
 
 def fp32_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
-    """The layer as it is."""
+    """The layer as it is, multiplied as a batch of blocks.
+
+    A batch is shared among the cores, whatever its products are like; one product of a few rows is not: on a Zen 4 the
+    blocks were three times as fast for one row, 1.4 times for 128.
+    """
     found = weight()
     matrix = found.clone() if found.dtype == torch.float32 else found.float()
-    return lambda x: functional.linear(x, matrix, bias)
+    blocks = matrix.view(gcd(len(matrix), BLOCKS), -1, matrix.shape[1])
+
+    def apply(x: Tensor) -> Tensor:
+        # flatten(): one row would keep the strides of a column, with which the next product is five times as slow
+        product = torch.bmm(blocks, x.T.expand(len(blocks), *x.T.shape)).view(-1, len(x)).T.flatten().view(len(x), -1)
+        return product if bias is None else product.add_(bias)
+
+    return apply
 
 
 def fp16_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
