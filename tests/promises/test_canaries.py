@@ -300,7 +300,7 @@ def anybodys_history(patch: pytest.MonkeyPatch, names: Set[int]) -> None:
     ("sabotage", "where"),
     [
         (anybodys_cache, {"the owner of a cache"}),
-        (anybodys_cache_unread, {"the owner of a cache", "a prompt", "a cache", "a reply"}),
+        (anybodys_cache_unread, {"the owner of a cache", "a prompt", "a cache"}),  # which name is said is a tie
         (one_memory, {"a reply"}),
         (anybodys_history, {"a history", "a prompt", "a cache"}),
     ],
