@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.wait(20)
 
 
-async def connected(address: str) -> RemoteEngine:
+async def connected(address: str, **options: Any) -> RemoteEngine:
     """As soon as the server answers."""
     host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
 
@@ -100,7 +101,7 @@ async def connected(address: str) -> RemoteEngine:
     async with asyncio.timeout(STARTS_WITHIN_S):
         while not await answers():  # noqa: ASYNC110 - another process, which tells nobody
             await asyncio.sleep(0.1)
-    return await RemoteEngine.connect(EngineConfig(model="bundled", seed=1), address, "canary-4711")
+    return await RemoteEngine.connect(EngineConfig(model="bundled", seed=1, **options), address, "canary-4711")
 
 
 @pytest.fixture
@@ -119,7 +120,15 @@ async def own() -> AsyncIterator[QwenEngine]:
 
 
 async def test_what_the_server_offers_is_found(remote: RemoteEngine) -> None:
-    assert str(remote.offers).startswith("moods from log-probabilities; repeat_penalty")
+    assert str(remote.offers).startswith("moods from log-probabilities; frequency_penalty")
+
+
+async def test_where_the_prompt_is_to_be_penalised_as_well_the_servers_own_penalty_is_used(
+    remote: RemoteEngine, address: str
+) -> None:
+    other = await connected(address, penalise_prompt=True)
+    assert str(other.offers).startswith("moods from log-probabilities; repeat_penalty")
+    await other.close()
 
 
 async def test_a_wrong_key_is_refused(remote: RemoteEngine, address: str) -> None:
