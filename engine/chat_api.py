@@ -9,7 +9,7 @@ from typing import Any
 
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
-from bot.errors import ConfigError, EngineError
+from bot.errors import EngineError
 from engine.types import LabelRole, LabelScores, Speaker, Turn
 
 TURN = 8
@@ -49,20 +49,6 @@ def length(turns: Sequence[Turn]) -> int:
 
 
 # -- labels ------------------------------------------------------------------------------------------
-
-
-def refuse_alike(role: LabelRole) -> None:
-    """Raise ConfigError for labels that the first token of an answer may not tell apart."""
-    owners: dict[str, str] = {}
-    for label in role.labels:
-        if not label:
-            raise ConfigError(f"a label of the role {role.name} is empty: give it a word")
-        if label[0] in owners:
-            raise ConfigError(
-                f"the labels {owners[label[0]]} and {label} of the role {role.name} begin with the same character, and "
-                "perhaps with the same token of the model: choose words that begin differently"
-            )
-        owners[label[0]] = label
 
 
 def log_scores(role: LabelRole, top: Sequence[TopLogprob]) -> list[float]:

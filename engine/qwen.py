@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError, FrontdeskError
+from bot.errors import DeadlineExceeded, EngineClosed, EngineError, FrontdeskError
 from engine.chat import Chat
 from engine.draft import CONTEXT, ROWS, Index, Replies
 from engine.history import cut, fit, refuse_crowding, refuse_monologue
@@ -29,13 +29,15 @@ from engine.kv import Histories, common
 from engine.model import Model, read
 from engine.network import Network, Past, Segment
 from engine.precision import make_linear
-from engine.roles import CONTENT_FREE
+from engine.roles import CONTENT_FREE, beginnings
 from engine.sampling import choose, penalise
 from engine.scheduler import Item, Scheduler
 from engine.threads import apart
 from engine.types import EngineConfig, LabelRole, LabelScores, OnText, Reply, Speaker, StopReason, TextRole, Turn
 
 Role = LabelRole | TextRole
+
+ALIKE = "begin with the same token of this model, which cannot tell them apart"
 
 
 @dataclass(slots=True, eq=False)
@@ -130,11 +132,8 @@ class QwenEngine:
         `on_progress` is called with 0 to 1 while the weights are read. Raises ModelUnavailable, and ConfigError for a
         precision that this machine does not have.
         """
-
-        def reading() -> Model:
-            return read(path, make_linear(path, config.precision), on_progress or (lambda share: None))
-
-        found = apart(reading)
+        report = on_progress or (lambda share: None)
+        found: Model = apart(lambda: read(path, make_linear(path, config.precision), report))
         return cls(found.network, found.stops, found.tokenizer, config)
 
     # -- for callers, on their event loop ----------------------------------------------------------
@@ -342,27 +341,13 @@ class QwenEngine:
         """First tokens of the labels, and the log of their prior: (labels,) each."""
         if role not in self._readings:
             refuse_crowding(role.name, len(self._chat.question(role, "")), self._budget())
-            tokens = torch.tensor(self._first_tokens(role))
+            tokens = torch.tensor(beginnings(role, self._chat.encode, ALIKE))
             started = [self._started(role, self._chat.question(role, text)) for text in CONTENT_FREE]
             hidden = self._model.forward([Segment(cache, new) for cache, new in started])
             ends = torch.tensor([len(new) for _, new in started]).cumsum(0) - 1
             logits = _finite(self._model.logits_of(hidden[ends], tokens))
             self._readings[role] = tokens, _log_scores(logits).exp().mean(dim=0).log()
         return self._readings[role]
-
-    def _first_tokens(self, role: LabelRole) -> list[int]:
-        owners: dict[int, str] = {}
-        for label in role.labels:
-            tokens = self._chat.encode(label)
-            if not tokens:
-                raise ConfigError(f"a label of the role {role.name} is empty: give it a word")
-            if tokens[0] in owners:
-                raise ConfigError(
-                    f"the labels {owners[tokens[0]]} and {label} of the role {role.name} begin with the same token of "
-                    "this model, which cannot tell them apart: choose words that begin differently"
-                )
-            owners[tokens[0]] = label
-        return list(owners)
 
     # -- replies -----------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from bot.errors import ConfigError, DeadlineExceeded, EngineClosed, EngineError,
 from engine import chat_api
 from engine.chat import shown
 from engine.history import cut, fit, refuse_crowding, refuse_monologue
-from engine.roles import CONTENT_FREE
+from engine.roles import CONTENT_FREE, beginnings
 from engine.types import EngineConfig, LabelRole, LabelScores, OnText, Reply, Speaker, StopReason, TextRole, Turn
 
 CONNECT_S = 5.0
@@ -47,6 +47,8 @@ _SETTINGS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.No
 """What another try would not mend."""
 
 Role = LabelRole | TextRole
+
+ALIKE = "begin with the same character, and perhaps with the same token of the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ class RemoteEngine:
 
     async def _prior(self, role: LabelRole) -> list[float]:
         """What each label gets of a text that says nothing."""
-        chat_api.refuse_alike(role)
+        beginnings(role, str, ALIKE)
         asked = [await self._top(chat_api.question(role, text)) for text in CONTENT_FREE]
         found = [scores for top in asked if (scores := chat_api.log_scores(role, top))]
         if not found:

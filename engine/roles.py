@@ -6,9 +6,13 @@ the customer's words is the same for every request of a role.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
+from bot.errors import ConfigError
 from engine.types import LabelRole, TextRole
+
+First = TypeVar("First", bound=Hashable)
 
 CONTENT_FREE = ("", "N/A", "……")
 """Inputs that say nothing: what a model answers to them is its prior for the labels."""
@@ -75,3 +79,19 @@ def _introduction(name: str, about: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def beginnings(role: LabelRole, begin: Callable[[str], Sequence[First]], alike: str) -> list[First]:
+    """What each label begins with, which must tell it apart. Raises ConfigError for empty labels, and two `alike`."""
+    owners: dict[First, str] = {}
+    for label in role.labels:
+        parts = begin(label)
+        if not parts:
+            raise ConfigError(f"a label of the role {role.name} is empty: give it a word")
+        if parts[0] in owners:
+            raise ConfigError(
+                f"the labels {owners[parts[0]]} and {label} of the role {role.name} {alike}: choose words that begin "
+                "differently"
+            )
+        owners[parts[0]] = label
+    return list(owners)

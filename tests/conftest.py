@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -22,11 +22,14 @@ from bot.messages import Address, Customer, InboundKind, InboundMessage, Platfor
 from bot.store.database import file_of, open_engine, upgrade
 from bot.store.schema import Base
 from bot.store.store import Store
+from tests.fakes.telegram import FakeTelegram
 
 # how long an example takes says more about the machine than about the code
 hypothesis.settings.register_profile("frontdesk", deadline=None)
 hypothesis.settings.load_profile("frontdesk")
 
+GROUP = -1000
+"""Of the agents, on Telegram."""
 AGENTS = Address(Platform.SLACK, "T1", "C0AGENTS")
 _GIVEN = make_url(os.environ.get("FRONTDESK_TEST_POSTGRES") or "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 SERVER = _GIVEN._replace(password=None)
@@ -212,3 +215,12 @@ def engine(database_url: str) -> Iterator[Engine]:
 @pytest.fixture
 def store(engine: Engine, clock: TurnableClock) -> Store:
     return Store(engine, AGENTS, clock)
+
+
+@pytest.fixture
+async def telegram() -> AsyncIterator[FakeTelegram]:
+    """With a group of agents, for the program in a process of its own."""
+    async with FakeTelegram() as telegram:
+        telegram.add_group(GROUP, "agents")
+        yield telegram
+    assert telegram.violations == []

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
 from bot.catalogue import say
-from tests.conftest import until
+from tests.conftest import GROUP, until
 from tests.e2e.program import Program
 from tests.fakes.telegram import TOKEN, FakeTelegram, Fault
 
 PEOPLE = range(101, 109)
-GROUP = -1000
 
 
 def configured(folder: Path, telegram: FakeTelegram) -> Program:
     sections = f'[telegram]\nenabled = true\napi_url = "{telegram.url}"'
     return Program(folder, f"telegram:{GROUP}", sections, {"FRONTDESK_TELEGRAM_TOKEN": TOKEN})
-
-
-@pytest.fixture
-async def telegram() -> AsyncIterator[FakeTelegram]:
-    async with FakeTelegram() as telegram:
-        telegram.add_group(GROUP, "agents")
-        yield telegram
-    assert telegram.violations == []
 
 
 async def answered(telegram: FakeTelegram, program: Program) -> list[int]:

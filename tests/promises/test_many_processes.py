@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +15,11 @@ import pytest
 from sqlalchemy import Engine, text
 
 from bot.store.database import open_engine
-from tests.conftest import new_postgres, until
+from tests.conftest import GROUP, new_postgres, until
 from tests.e2e.program import Program
 from tests.fakes.telegram import TOKEN, FakeTelegram
 
-GROUP, PEOPLE = -1000, range(101, 113)
+PEOPLE = range(101, 113)
 UNDER_FIRE_S, SETTLES_S = 60.0, 90.0
 BETWEEN_BLOWS_S = 1.0, 4.0
 BETWEEN_MESSAGES_S = 0.2, 0.6
@@ -100,14 +99,6 @@ async def run_for(seconds: float, *doings: Any) -> None:
     await asyncio.wait(tasks)
     for task in done:
         task.result()
-
-
-@pytest.fixture
-async def telegram() -> AsyncIterator[FakeTelegram]:
-    async with FakeTelegram() as telegram:
-        telegram.add_group(GROUP, "agents")
-        yield telegram
-    assert telegram.violations == []
 
 
 @pytest.mark.slow

@@ -66,9 +66,7 @@ def test_no_spelling_of_a_template_token_gets_through(
     chat: Chat, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> None:
     special = set(tokenizer.all_special_ids)
-    expected = sum(token in special for token in chat.question(roles.sentiment(), "x"))
-    assert expected >= 5
-    assert sum(token in special for token in chat.question(roles.sentiment(), text)) == expected
+    assert sum(token in special for token in chat.question(roles.sentiment(), text)) == 5
 
 
 def test_the_default_labels_begin_with_tokens_of_their_own(chat: Chat) -> None:
