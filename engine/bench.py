@@ -23,7 +23,7 @@ from torch import Tensor
 
 from engine import bundled, roles
 from engine.chat import Chat
-from engine.model import read, tokenizer_of
+from engine.model import Model, read, tokenizer_of
 from engine.threads import apart
 from engine.types import EngineConfig, Speaker, TextRole, Turn
 
@@ -168,21 +168,26 @@ def rss() -> float:
 def _engine(
     chat: Chat, precision: str, shape: str, customers: int, messages: int
 ) -> tuple[list[Message], float, float]:
-    from engine.precision import make_linear
     from engine.qwen import QwenEngine
-    from engine.qwen2 import Qwen2, Shape
 
     # No token ends a reply: each has exactly as many as its role allows. What random weights say repeats itself far
     # more than speech does, so guessing ahead would flatter them.
     options = EngineConfig(seed=1, cache_megabytes=2_000, guess=shape not in SHAPES)
-    if shape in SHAPES:
-        sizes = Shape.of(SHAPES[shape])
-        network = apart(lambda: Qwen2(sizes, _RandomWeights(sizes.sizes()), make_linear(bundled.PATH, precision)))
-        engine = QwenEngine(network, frozenset(), tokenizer_of(bundled.PATH), options)
-    else:
-        model = apart(lambda: read(Path(shape), make_linear(Path(shape), precision), lambda share: None))
-        engine = QwenEngine(model.network, frozenset(), model.tokenizer, options)
+    model = apart(lambda: _model(precision, shape))
+    engine = QwenEngine(model.network, model.stops, model.tokenizer, options)
     return asyncio.run(_converse(engine, chat, customers, messages))
+
+
+def _model(precision: str, shape: str) -> Model:
+    from engine.precision import kept_type, make_linear
+    from engine.qwen2 import Qwen2, Shape
+
+    if shape not in SHAPES:
+        linear = make_linear(Path(shape), precision)
+        return read(Path(shape), linear, lambda share: None, kept_type(linear))
+    sizes, linear = Shape.of(SHAPES[shape]), make_linear(bundled.PATH, precision)
+    network = Qwen2(sizes, _RandomWeights(sizes.sizes()), linear, kept_type(linear))
+    return Model(network, frozenset(), tokenizer_of(bundled.PATH))
 
 
 class _RandomWeights:

@@ -27,10 +27,10 @@ class Place(NamedTuple):
 
 
 class Cache:
-    """Keys and values (layers, heads, capacity, head size) in fp32. `tokens` are what is in it, in order."""
+    """Keys and values (layers, heads, capacity, head size). `tokens` are what is in it, in order."""
 
-    def __init__(self, shape: Shape, capacity: int = ROOM) -> None:
-        self._shape = shape
+    def __init__(self, shape: Shape, capacity: int = ROOM, kept: torch.dtype = torch.float32) -> None:
+        self._shape, self._kept = shape, kept
         self.tokens: list[int] = []
         self.keys = self._empty(capacity)
         self.values = self._empty(capacity)
@@ -57,7 +57,7 @@ class Cache:
 
     def copy(self, count: int, room: int = 0) -> Cache:
         """A cache of its own with the first `count` tokens of this one and room for more."""
-        other = Cache(self._shape, count + room + ROOM)
+        other = Cache(self._shape, count + room + ROOM, self._kept)
         other.keys[:, :, :count] = self.keys[:, :, :count]
         other.values[:, :, :count] = self.values[:, :, :count]
         other.tokens = self.tokens[:count]
@@ -71,7 +71,7 @@ class Cache:
 
     def _empty(self, capacity: int) -> Tensor:
         shape = self._shape
-        return torch.empty(shape.layers, shape.kv_heads, capacity, shape.head_size)
+        return torch.empty(shape.layers, shape.kv_heads, capacity, shape.head_size, dtype=self._kept)
 
 
 class Histories:

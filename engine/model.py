@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -31,15 +32,17 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
 
 
-def read(path: Path, linear: MakeLinear, on_progress: Callable[[float], None]) -> Model:
-    """The model in `path`, its layers made by `linear`; `on_progress` hears 0 to 1. Raises ModelUnavailable.
+def read(
+    path: Path, linear: MakeLinear, on_progress: Callable[[float], None], kept: torch.dtype = torch.float32
+) -> Model:
+    """The model in `path`, its layers made by `linear`, keys and values `kept`; `on_progress` hears 0 to 1.
 
-    Models of another family than Qwen2 are run by transformers, in fp32.
+    Models of another family than Qwen2 are run by transformers, in fp32. Raises ModelUnavailable.
     """
     config, tokenizer = _config(path), tokenizer_of(path)
     if config["model_type"] == OWN:
         with Weights(path) as files:
-            network: Network = files.network(linear, on_progress)
+            network: Network = files.network(linear, on_progress, kept)
     else:
         with _said_of(path):
             network = _other(path)
@@ -96,7 +99,9 @@ class Weights:
     def __exit__(self, *error: object) -> None:
         self._files.close()
 
-    def network(self, linear: MakeLinear, on_progress: Callable[[float], None]) -> Qwen2:
+    def network(
+        self, linear: MakeLinear, on_progress: Callable[[float], None], kept: torch.dtype = torch.float32
+    ) -> Qwen2:
         """The network, layer by layer, so that no second copy of all weights is ever in memory."""
         on_progress(0.0)
         done = 0
@@ -114,7 +119,7 @@ class Weights:
             shape = Shape.of(self.config)
             sizes = shape.sizes()
             _refuse_missing(self._path, shape, set(self._holding))
-            return Qwen2(shape, take, linear)
+            return Qwen2(shape, take, linear, kept)
 
 
 @contextmanager

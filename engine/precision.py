@@ -105,7 +105,10 @@ def why(path: Path, precision: str) -> str:
     if not worth_it(path):
         return "fp32: 8 bits would not make a model this small faster"
     report = stored(path)
-    return report.sentence if report else "found at the first start, or by `frontdesk model check`"
+    if report is None:
+        return "found at the first start, or by `frontdesk model check`"
+    wide = report.int8 and kept_beside_int8() == torch.bfloat16
+    return report.sentence + (", keys and values in bf16, in which this CPU multiplies (AMX)" if wide else "")
 
 
 def make_linear(path: Path, precision: str) -> MakeLinear:
@@ -126,6 +129,16 @@ def make_linear(path: Path, precision: str) -> MakeLinear:
     return kept_in(_kept(path)) if precision == "int8" and worth_it(path) else make
 
 
+def kept_type(linear: MakeLinear) -> torch.dtype:
+    """What keys and values are kept in beside layers made by `linear`."""
+    return torch.float32 if linear in (fp32_linear, fp16_linear) else kept_beside_int8()
+
+
+def kept_beside_int8() -> torch.dtype:
+    """bf16, half of fp32 to read, where the CPU multiplies in it. Elsewhere attention is five times as slow."""
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
+
+
 def check(path: Path, on_progress: Progress) -> Report:
     """Compare, mend, and store what was found. Takes about a minute for 0.5 B on two cores. Raises ModelUnavailable."""
     with torch.inference_mode(), Weights(path) as files:
@@ -136,7 +149,8 @@ def check(path: Path, on_progress: Progress) -> Report:
         expected = passages.read(exact, lambda share: on_progress(0.2 + 0.4 * share))
 
         def compared(wide: Sequence[str]) -> Comparison:
-            network = files.network(_mixed(wide, lambda name, weight, bias: narrow[name]), lambda share: None)
+            layers = _mixed(wide, lambda name, weight, bias: narrow[name])
+            network = files.network(layers, lambda share: None, kept_type(layers))
             return passages.compare(exact, expected, network, passages.read(network, lambda share: None))
 
         wide: list[str] = []
@@ -282,8 +296,9 @@ def _kept(path: Path) -> Path:
 
 
 def _report_file(path: Path) -> Path:
-    """What was found holds for the kernel, too."""
-    return _kept(path) / f"precision-{input_levels()}.json"
+    """What was found holds for what this CPU calculates in, too."""
+    kind = str(kept_beside_int8()).removeprefix("torch.")
+    return _kept(path) / f"precision-{input_levels()}-{kind}.json"
 
 
 def _store(path: Path, report: Report) -> None:

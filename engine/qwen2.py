@@ -95,10 +95,19 @@ class _Layer:
 
 
 class Qwen2:
-    """engine.network.Network on our own forward pass. `weights` gives a tensor of any float type by its name."""
+    """engine.network.Network on our own forward pass. `weights` gives a tensor of any float type by its name.
 
-    def __init__(self, shape: Shape, weights: Callable[[str], Tensor], linear: MakeLinear) -> None:
-        self.shape = shape
+    Keys and values are of the type `kept`, and so is what is done with them; everything else is fp32.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        weights: Callable[[str], Tensor],
+        linear: MakeLinear,
+        kept: torch.dtype = torch.float32,
+    ) -> None:
+        self.shape, self.kept = shape, kept
         self._embedding = weights("model.embed_tokens.weight").clone()  # a view would keep the whole file in memory
         head = self._embedding if shape.tied else weights("lm_head.weight")
         with ThreadPoolExecutor(1) as beside:
@@ -119,13 +128,13 @@ class Qwen2:
 
     def begin(self) -> Cache:
         """An empty cache."""
-        return Cache(self.shape)
+        return Cache(self.shape, kept=self.kept)
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Hidden states (tokens, hidden), normed, of all segments' tokens in order; the caches take the tokens up."""
         starts, counts = [len(each.past) for each in segments], [len(each.tokens) for each in segments]
         places = [cast(Cache, each.past).places(count) for each, count in zip(segments, counts, strict=True)]
-        masks = list(map(_mask, starts, counts))
+        masks = [_mask(start, count, self.kept) for start, count in zip(starts, counts, strict=True)]
         turns = torch.cat([self._turns[start : start + count] for start, count in zip(starts, counts, strict=True)])
         x = self._embedding[torch.tensor([token for each in segments for token in each.tokens])].float()
         for layer, spots in zip(self._layers, zip(*places, strict=True), strict=True):
@@ -156,13 +165,13 @@ class Qwen2:
         pairs = torch.view_as_complex(torch.unflatten(turned, -1, (-1, 2)))
         turned = torch.view_as_real(pairs * turns).flatten(-2)
         queries, keys = torch.split(turned, [shape.heads, shape.kv_heads], dim=1)
-        news = zip(*(torch.split(each, counts, dim=2) for each in (queries, keys, values)), strict=True)
+        parts = (torch.split(each, counts, dim=2) for each in (queries.to(self.kept), keys, values))
         found = []
-        for place, mask, (query, key, value) in zip(spots, masks, news, strict=True):
+        for place, mask, (query, key, value) in zip(spots, masks, zip(*parts, strict=True), strict=True):
             place.new_keys.copy_(key)
             place.new_values.copy_(value)
             found.append(_attention(query, place.keys, place.values, mask))
-        return torch.cat(found, dim=2).transpose(1, 2).flatten(2)[0]
+        return torch.cat(found, dim=2).float().transpose(1, 2).flatten(2)[0]
 
 
 def _layer(number: int, shape: Shape, weights: Callable[[str], Tensor], linear: MakeLinear) -> _Layer:
@@ -203,11 +212,11 @@ def _rotations(shape: Shape) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _mask(start: int, count: int) -> Tensor | None:
+def _mask(start: int, count: int, kind: torch.dtype) -> Tensor | None:
     """What is added (new, all) where new tokens must not see later ones; None for one alone, or where none are old."""
     if count == 1 or start == 0:
         return None
-    return torch.full((count, start + count), -torch.inf).triu(start + 1)
+    return torch.full((count, start + count), -torch.inf, dtype=kind).triu(start + 1)
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

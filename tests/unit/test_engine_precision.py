@@ -83,6 +83,20 @@ def test_outliers_are_caught_and_mended(with_outliers: Path) -> None:
     assert (mended - exact).norm() < 0.3 * (narrow - exact).norm()
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_beside_8_bits_keys_and_values_are_in_bf16_where_the_cpu_multiplies_in_it(
+    with_outliers: Path, monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    assert precision.check(with_outliers, ignore).served.good
+    linear = precision.make_linear(with_outliers, "auto")
+    assert precision.kept_type(linear) == (torch.bfloat16 if amx else torch.float32)
+    assert precision.kept_type(precision.make_linear(with_outliers, "fp32")) == torch.float32
+    assert ("bf16" in precision.why(with_outliers, "auto")) == amx
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not amx})
+    assert precision.stored(with_outliers) is None
+
+
 def test_until_it_was_checked_a_model_is_served_in_fp32(with_outliers: Path) -> None:
     assert precision.stored(with_outliers) is None
     assert precision.make_linear(with_outliers, "auto") is fp32_linear

@@ -18,7 +18,7 @@ from engine.kv import Cache
 from engine.model import read
 from engine.network import Segment
 from engine.quantize import fp32_linear, int8_linear, int8_supported
-from engine.qwen2 import Qwen2, Shape
+from engine.qwen2 import MakeLinear, Qwen2, Shape
 
 VOCABULARY = 300
 SHAPES = {
@@ -46,9 +46,9 @@ def reference(**sizes: object) -> Qwen2ForCausalLM:
     return model
 
 
-def own(model: Qwen2ForCausalLM, linear=fp32_linear) -> Qwen2:  # type: ignore[no-untyped-def]  # MakeLinear
+def own(model: Qwen2ForCausalLM, linear: MakeLinear = fp32_linear, kept: torch.dtype = torch.float32) -> Qwen2:
     weights = model.state_dict()
-    return Qwen2(Shape.of(json.loads(model.config.to_json_string())), weights.__getitem__, linear)
+    return Qwen2(Shape.of(json.loads(model.config.to_json_string())), weights.__getitem__, linear, kept)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -99,7 +99,8 @@ def test_in_whatever_steps_and_company_it_is_read_a_text_is_the_same(sizes: list
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)
 
 
-NETWORK = own(reference(**SHAPES["grouped heads, tied"]))
+MODEL = reference(**SHAPES["grouped heads, tied"])
+NETWORK, HALVED = own(MODEL), own(MODEL, kept=torch.bfloat16)
 
 
 def test_a_copied_and_a_shortened_cache_go_on_as_if_read_anew() -> None:
@@ -112,6 +113,17 @@ def test_a_copied_and_a_shortened_cache_go_on_as_if_read_anew() -> None:
         found = NETWORK.forward([Segment(each, TOKENS[20:30])])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert copy.keys.data_ptr() != cache.keys.data_ptr()
+
+
+def test_keys_and_values_in_bf16_take_half_the_room_and_tell_nearly_the_same_in_whatever_steps() -> None:
+    exact, cache = NETWORK.forward([Segment(NETWORK.begin(), TOKENS)]), HALVED.begin()
+    whole = HALVED.forward([Segment(HALVED.begin(), TOKENS)])
+    parts = torch.cat([HALVED.forward([Segment(cache, TOKENS[at : at + 7])]) for at in range(0, len(TOKENS), 7)])
+    copied = HALVED.forward([Segment(cache.copy(40), TOKENS[40:])])
+    assert whole.dtype == torch.float32
+    assert 2 * HALVED.begin().nbytes == NETWORK.begin().nbytes
+    for found, expected in ((whole, exact), (parts, whole), (copied, whole[40:])):
+        assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_the_logits_of_a_few_tokens_are_those_of_the_whole_vocabulary() -> None:
