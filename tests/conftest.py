@@ -24,6 +24,9 @@ from bot.store.schema import Base
 from bot.store.store import Store
 from tests.fakes.telegram import FakeTelegram
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # who tests side by side computes on one core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # how long an example takes says more about the machine than about the code
 hypothesis.settings.register_profile("frontdesk", deadline=None)
 hypothesis.settings.load_profile("frontdesk")
@@ -94,6 +97,9 @@ def _logging_as_before() -> Iterator[None]:
     """A test that sets up the program's logging leaves it to no other, in whatever order they run."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    # as by default, but for tracebacks: drawing one with all its variables takes half a second
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -34,6 +34,8 @@ PAGES_AT_ONCE = 1_000
 """Copied between two looks at the progress of a backup; 4 MB."""
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 """The last one overwrites what is deleted."""
+_READS = "frontdesk_reads"
+"""An execution option: the transaction changes nothing."""
 GONE_IS_NOTICED = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -111,7 +113,7 @@ def _open_server(url: str) -> Engine:
 
 
 def _open_file(url: str) -> Engine:
-    """Every transaction starts with BEGIN IMMEDIATE.
+    """Every transaction starts with BEGIN IMMEDIATE, unless it only reads: then no one waits for another.
 
     The driver's own transaction handling is switched off: it starts transactions late and so loses updates.
     """
@@ -125,7 +127,8 @@ def _open_file(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(_READS)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -152,7 +155,7 @@ def leave_no_trace(engine: Engine) -> None:
 def at_one_moment(engine: Engine) -> Engine:
     """The same engine for who only reads, from several tables, and must not see others' changes come in between."""
     if engine.dialect.name == "sqlite":  # where a transaction sees one moment anyway
-        return engine
+        return engine.execution_options(**{_READS: True})
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
 
-from sqlalchemy import case, or_, select, update
+from sqlalchemy import BindParameter, Select, bindparam, case, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from bot.errors import LeaseLost
@@ -106,23 +107,32 @@ def claim(
     It waits for nobody: a job that another transaction has in hand is passed over. What whoever asks has `in_hand`
     stays there: its lease ran out because a clock was set, or the machine slept.
     """
-    earlier = aliased(JobRow)
-    blocked = select(earlier.id).where(
-        earlier.lane == JobRow.lane, earlier.id < JobRow.id, earlier.state != JobState.DEAD
-    )
-    due = or_(
-        (JobRow.state == JobState.READY) & (JobRow.run_at <= now),
-        (JobRow.state == JobState.RUNNING) & (JobRow.lease_until <= now) & JobRow.id.not_in(in_hand),
-    )
-    free = select(JobRow).where(JobRow.kind == kind, due, ~blocked.exists()).order_by(JobRow.run_at, JobRow.id)
-    if lane is not None:
-        free = free.where(JobRow.lane == lane)
-    row = session.scalar(free.limit(1).with_for_update(skip_locked=True))
+    asked = {"kind": kind, "now": now, "in_hand": list(in_hand)} | ({} if lane is None else {"lane": lane})
+    row = session.scalar(_free(lane is not None), asked)
     if row is None:
         return None
     row.state, row.lease_until = JobState.RUNNING, now + lease
     row.attempts, row.fence = row.attempts + 1, row.fence + 1
     return Claim(row.id, kind, row.conversation_id, row.outbound_id, row.attempts, row.fence)
+
+
+@cache
+def _free(of_one_lane: bool) -> Select[JobRow]:
+    """What claim() asks, several times a second: put together once, which takes longer than to answer it."""
+    earlier = aliased(JobRow)
+    now: BindParameter[datetime] = bindparam("now")
+    blocked = select(earlier.id).where(
+        earlier.lane == JobRow.lane, earlier.id < JobRow.id, earlier.state != JobState.DEAD
+    )
+    in_hand: BindParameter[list[int]] = bindparam("in_hand", expanding=True)
+    due = or_(
+        (JobRow.state == JobState.READY) & (JobRow.run_at <= now),
+        (JobRow.state == JobState.RUNNING) & (JobRow.lease_until <= now) & JobRow.id.not_in(in_hand),
+    )
+    free = select(JobRow).where(JobRow.kind == bindparam("kind"), due, ~blocked.exists())
+    if of_one_lane:
+        free = free.where(JobRow.lane == bindparam("lane"))
+    return free.order_by(JobRow.run_at, JobRow.id).limit(1).with_for_update(skip_locked=True)
 
 
 def due(session: Session, lane: str) -> datetime | None:

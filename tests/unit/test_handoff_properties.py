@@ -234,10 +234,16 @@ class Desk(RuleBasedStateMachine):
         assert self.look("SELECT count(*) FROM messages WHERE author = 'customer'") == [(self.written,)]
 
 
-def run(runs: int) -> None:
+def run(runs: int, *, derandomize: bool = False) -> None:
     EXERCISED.clear()
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    how = settings(max_examples=runs, stateful_step_count=50, deadline=None, suppress_health_check=quiet)
+    how = settings(
+        max_examples=runs,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=quiet,
+        derandomize=derandomize,
+    )
     run_state_machine_as_test(Desk, settings=how)
     print(", ".join(f"{count} {what}" for what, count in sorted(EXERCISED.items())))
     agents = {"words of agents", "edits of agents", "claim: done", "claim: taken", "resolve: done"}
@@ -245,7 +251,7 @@ def run(runs: int) -> None:
 
 
 def test_one_owner_whatever_happens() -> None:
-    run(60)
+    run(60, derandomize=True)  # so few do not always come as far as an agent's edit; these do
 
 
 @pytest.mark.slow
