@@ -18,6 +18,7 @@ from bot.messages import Platform, Receipt
 from bot.store import database
 from bot.store.database import (
     Writer,
+    at_one_moment,
     back_up,
     name_of,
     open_engine,
@@ -27,6 +28,7 @@ from bot.store.database import (
     single_writer,
     version_of,
 )
+from bot.store.reader import Reader
 from bot.store.store import Store
 from tests.conftest import inbound, only_postgres, only_sqlite
 
@@ -135,6 +137,18 @@ def test_who_looks_sees_one_moment_whatever_is_written_meanwhile(database_url: s
         Store(engine).accept(inbound())
         assert connection.execute(text("SELECT count(*) FROM jobs")).scalar() == before == 0
     looking.dispose()
+
+
+def test_who_looks_and_who_writes_do_not_wait_for_each_other(engine: Engine) -> None:
+    """Either would give up after seconds of waiting."""
+    reader, store = Reader(engine), Store(engine)
+    with engine.begin() as writing:
+        writing.execute(text("INSERT INTO cursors (platform, account, value) VALUES ('t', 'a', 0)"))
+        assert reader.load().jobs == 0
+    with at_one_moment(engine).connect() as looking:
+        looking.execute(text("SELECT count(*) FROM messages")).scalar()
+        store.accept(inbound())
+    assert reader.load().jobs == 1
 
 
 def test_looking_at_what_does_not_exist_creates_nothing(tmp_path: Path) -> None:
