@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,10 @@ def _measured(variant: str, shape: str, customers: int, messages: int) -> Run:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)  # noqa: S603 - our own
     except subprocess.TimeoutExpired:
         raise FrontdeskError(f"{variant} with {customers} customers took more than {LIMIT_S} s: try fewer") from None
+    if done.returncode < 0:
+        ended = signal.Signals(-done.returncode).name
+        hint = "it was compiled for another CPU, so build it for this one" if ended == "SIGILL" else "is memory short?"
+        raise FrontdeskError(f"{variant} cannot be measured here: its process ended with {ended}: {hint}")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no further word"])[-1]
         raise FrontdeskError(f"{variant} cannot be measured here: {reason}")

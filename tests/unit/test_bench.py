@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from bot import bench
 from bot.cli import app
 from bot.errors import FrontdeskError
 from engine import bundled
@@ -87,6 +89,18 @@ def test_what_cannot_be_measured_is_refused_with_what_can(option: str, value: st
     done = CliRunner().invoke(app, ["bench", option, value])
     assert isinstance(done.exception, FrontdeskError)
     assert said in str(done.exception)
+
+
+@pytest.mark.parametrize(("ended", "hint"), [("ILL", "SIGILL: it was compiled for another CPU"), ("KILL", "is memory")])
+def test_a_variant_that_dies_is_told_with_what_it_died_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str, hint: str
+) -> None:
+    dying = tmp_path / "python"
+    dying.write_text(f"#!/bin/sh\nkill -{ended} $$\n")
+    dying.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    with pytest.raises(FrontdeskError, match=hint):
+        bench._measured("textbook", "tiny", 1, 1)
 
 
 def test_a_peer_that_is_not_installed_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
