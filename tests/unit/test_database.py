@@ -255,18 +255,18 @@ def test_a_connection_that_the_server_closed_is_replaced(database_url: str, engi
 
 @only_postgres
 def test_who_stops_in_the_middle_of_a_transaction_does_not_stop_the_others(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "STALLED_MS", 200)
-    engine = open_engine(database_url)
     store = Store(engine)
-    store.accept(inbound())
-    with engine.connect() as stalled:
+    store.accept(inbound())  # on a connection that is given the usual time
+    monkeypatch.setattr(database, "STALLED_MS", 200)
+    other = open_engine(database_url)
+    with other.connect() as stalled:
         stalled.execute(text("SELECT id FROM customers FOR UPDATE"))
         assert store.accept(inbound("and again", event="2")).receipt is Receipt.ACCEPTED
         with pytest.raises(DBAPIError, match="terminating connection"):
             stalled.commit()
-    engine.dispose()
+    other.dispose()
 
 
 @only_postgres
