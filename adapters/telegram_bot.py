@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import cache
 from typing import Any
 
 import httpx
@@ -52,23 +51,18 @@ class _Request(HTTPXRequest):
         return answer
 
 
-@cache
-def _trust() -> dict[str, Any]:
-    """Whom all clients trust, as httpx would by itself: reading the authorities takes 50 ms each time."""
-    return {"verify": httpx.create_ssl_context()}
-
-
 class Bot(ExtBot[None]):
     """The library's client, and updates as they came: parsed, one that the library cannot read loses the batch."""
 
     @classmethod
     def at(cls, token: str, api_url: str) -> Bot:
         """Polls have connections of their own, so that no send waits behind one."""
+        trust = {"verify": httpx.create_ssl_context()}  # as httpx would by itself, which takes 50 ms for each of them
         return cls(
             token,
             f"{api_url.rstrip('/')}/bot",
-            request=_Request(32, read_timeout=SEND_S, write_timeout=SEND_S, pool_timeout=SEND_S, httpx_kwargs=_trust()),
-            get_updates_request=_Request(2, pool_timeout=SEND_S, httpx_kwargs=_trust()),
+            request=_Request(32, read_timeout=SEND_S, write_timeout=SEND_S, pool_timeout=SEND_S, httpx_kwargs=trust),
+            get_updates_request=_Request(2, pool_timeout=SEND_S, httpx_kwargs=trust),
         )
 
     async def raw_updates(self, offset: int | None, wait_s: int) -> list[object]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from engine import bundled, roles
 from engine.chat import Chat
-from engine.model import Model, read, tokenizer_of
+from engine.model import Model, tokenizer_of
 from engine.threads import apart
 from engine.types import EngineConfig, Speaker, TextRole, Turn
 
@@ -179,12 +179,11 @@ def _engine(
 
 
 def _model(precision: str, shape: str) -> Model:
-    from engine.precision import kept_type, make_linear
+    from engine.precision import kept_type, make_linear, read_in
     from engine.qwen2 import Qwen2, Shape
 
     if shape not in SHAPES:
-        linear = make_linear(Path(shape), precision)
-        return read(Path(shape), linear, lambda share: None, kept_type(linear))
+        return read_in(Path(shape), precision, lambda share: None)
     sizes, linear = Shape.of(SHAPES[shape]), make_linear(bundled.PATH, precision)
     network = Qwen2(sizes, _RandomWeights(sizes.sizes()), linear, kept_type(linear))
     return Model(network, frozenset(), tokenizer_of(bundled.PATH))

@@ -26,7 +26,7 @@ from engine.bundled import texts
 from engine.chat import Chat
 from engine.kv import common
 from engine.load import size_on_disk, weights
-from engine.model import Weights, is_own, tokenizer_of
+from engine.model import Model, Weights, is_own, read, tokenizer_of
 from engine.network import Segment
 from engine.packed import kept_in
 from engine.quantize import fp16_linear, fp16_supported, fp32_linear, input_levels, int8_linear, int8_supported
@@ -129,6 +129,12 @@ def make_linear(path: Path, precision: str) -> MakeLinear:
     return kept_in(_kept(path)) if precision == "int8" and worth_it(path) else make
 
 
+def read_in(path: Path, precision: str, on_progress: Progress) -> Model:
+    """The model in `path`, as it is served here in `precision`. Raises as make_linear() and model.read() do."""
+    linear = make_linear(path, precision)
+    return read(path, linear, on_progress, kept_type(linear))
+
+
 def kept_type(linear: MakeLinear) -> torch.dtype:
     """What keys and values are kept in beside layers made by `linear`."""
     return torch.float32 if linear in (fp32_linear, fp16_linear) else kept_beside_int8()
@@ -150,7 +156,7 @@ def check(path: Path, on_progress: Progress) -> Report:
 
         def compared(wide: Sequence[str]) -> Comparison:
             layers = _mixed(wide, lambda name, weight, bias: narrow[name])
-            network = files.network(layers, lambda share: None, kept_type(layers))
+            network = files.network(layers, lambda share: None, kept_beside_int8())
             return passages.compare(exact, expected, network, passages.read(network, lambda share: None))
 
         wide: list[str] = []

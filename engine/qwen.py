@@ -26,9 +26,9 @@ from engine.chat import Chat
 from engine.draft import CONTEXT, ROWS, Index, Replies
 from engine.history import cut, fit, refuse_crowding, refuse_monologue
 from engine.kv import Histories, common
-from engine.model import Model, read
+from engine.model import Model
 from engine.network import Network, Past, Segment
-from engine.precision import kept_type, make_linear
+from engine.precision import read_in
 from engine.roles import CONTENT_FREE, beginnings
 from engine.sampling import choose, penalise
 from engine.scheduler import Item, Scheduler
@@ -133,12 +133,7 @@ class QwenEngine:
         precision that this machine does not have.
         """
         report = on_progress or (lambda share: None)
-
-        def model() -> Model:
-            linear = make_linear(path, config.precision)
-            return read(path, linear, report, kept_type(linear))
-
-        found = apart(model)
+        found: Model = apart(lambda: read_in(path, config.precision, report))
         return cls(found.network, found.stops, found.tokenizer, config)
 
     # -- for callers, on their event loop ----------------------------------------------------------

@@ -21,8 +21,10 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator | None
     """
     if temperature == 0:
         return int(logits.argmax())
-    shares = (logits - logits.amax()).div_(temperature).exp_()  # of a sum that nobody needs, unlike torch.softmax's
-    blocks = (functional.pad(shares, (0, spare)) if (spare := -len(shares) % BLOCK) else shares).view(-1, BLOCK)
+    shares = (logits - logits.amax()).div_(temperature).exp_()  # their sum need not be 1, as torch.softmax makes it
+    if spare := -len(shares) % BLOCK:
+        shares = functional.pad(shares, (0, spare))
+    blocks = shares.view(-1, BLOCK)
     block = _drawn(blocks.sum(dim=-1), generator)
     return block * BLOCK + _drawn(blocks[block], generator)
 

@@ -107,7 +107,7 @@ def claim(
     It waits for nobody: a job that another transaction has in hand is passed over. What whoever asks has `in_hand`
     stays there: its lease ran out because a clock was set, or the machine slept.
     """
-    asked = {"kind": kind, "now": now, "in_hand": list(in_hand)} | ({} if lane is None else {"lane": lane})
+    asked = {"kind": kind, "now": now, "in_hand": list(in_hand), "lane": lane}
     row = session.scalar(_free(lane is not None), asked)
     if row is None:
         return None
