@@ -9,7 +9,8 @@ that two never work at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from hashlib import sha256
 
 import structlog
@@ -40,15 +41,28 @@ async def lead(url: str, name: str, work: Callable[[], Awaitable[None]]) -> None
     engine = open_engine(url)
     try:
         while True:
-            held = await asyncio.to_thread(_take, engine, _key(name))
-            if held is not None:
-                await asyncio.sleep(LOOK_S + ANSWER_S)  # who held it before may not know yet
-                log.info("leading", what=name)
-                await _work(held, work)
-                log.warning("no longer leading", what=name)
+            async with _held(engine, _key(name)) as held:
+                if held is not None:
+                    await asyncio.sleep(LOOK_S + ANSWER_S)  # who held it before may not know yet
+                    log.info("leading", what=name)
+                    await _work(held, work)
+                    log.warning("no longer leading", what=name)
             await asyncio.sleep(TRY_S)
     finally:
         engine.dispose()
+
+
+@asynccontextmanager
+async def _held(engine: Engine, key: int) -> AsyncIterator[Connection | None]:
+    """As _take() says; the lock is free afterwards, also where it was won for somebody who had been cancelled."""
+    taking = asyncio.ensure_future(asyncio.to_thread(_take, engine, key))
+    try:
+        yield await asyncio.shield(taking)
+    finally:
+        await asyncio.wait([taking])  # a thread cannot be stopped
+        held = taking.result()
+        if held is not None:
+            held.invalidate()  # closes it
 
 
 async def _work(held: Connection, work: Callable[[], Awaitable[None]]) -> None:
@@ -62,7 +76,6 @@ async def _work(held: Connection, work: Callable[[], Awaitable[None]]) -> None:
         for task in both:
             task.cancel()
         await asyncio.wait(both)
-        held.invalidate()  # closes it, and so frees the lock
 
 
 async def _until_lost(held: Connection) -> None:

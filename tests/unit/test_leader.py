@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import suppress
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, Engine, text
 
 from bot.store import leader
 from bot.store.database import open_engine
@@ -100,3 +101,39 @@ async def test_what_the_work_raises_ends_the_lead(database_url: str) -> None:
 
     with pytest.raises(ValueError, match="mend me"):
         await lead(database_url, "poll", fails)
+
+
+@only_postgres
+@pytest.mark.parametrize("moment", ["the lock is being asked for", "it was just won"])
+async def test_who_is_cancelled_before_it_works_leaves_no_lock(
+    database_url: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answered, take = threading.Event(), threading.Event(), leader._take
+
+    def slowly(engine: Engine, key: int) -> Connection | None:
+        asked.set()
+        answered.wait()
+        return take(engine, key)
+
+    monkeypatch.setattr(leader, "_take", slowly)
+    task = asyncio.create_task(lead(database_url, "poll", Worker()))
+    await asyncio.to_thread(asked.wait)
+    engine = open_engine(database_url)
+
+    def locks() -> int:
+        with engine.begin() as connection:
+            found = connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"))
+            return int(found or 0)
+
+    if moment == "it was just won":
+        answered.set()
+        async with asyncio.timeout(15):
+            while not locks():  # noqa: ASYNC110 - the server cannot tell
+                await asyncio.sleep(0.02)
+    asyncio.get_running_loop().call_later(0.2, answered.set)
+    await cancel(task)
+    async with asyncio.timeout(15):
+        while locks():  # noqa: ASYNC110 - it notices a closed connection a moment later
+            await asyncio.sleep(0.02)
+    assert task.cancelled()
+    engine.dispose()
