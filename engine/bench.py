@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from engine import bundled, roles
@@ -181,11 +183,20 @@ def _engine(
 def _model(precision: str, shape: str) -> Model:
     from engine.precision import kept_type, make_linear, read_in
     from engine.qwen2 import Qwen2, Shape
+    from engine.rows import RowsOnDisk
 
     if shape not in SHAPES:
         return read_in(Path(shape), precision, lambda share: None)
     sizes, linear = Shape.of(SHAPES[shape]), make_linear(bundled.PATH, precision)
-    network = Qwen2(sizes, _RandomWeights(sizes.sizes()), linear, kept_type(linear))
+    weights = _RandomWeights(sizes.sizes())
+
+    def rows(name: str) -> RowsOnDisk:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "rows.safetensors"
+            save_file({name: weights(name)}, file)
+            return RowsOnDisk(file, name)
+
+    network = Qwen2(sizes, weights, rows, linear, kept_type(linear))
     return Model(network, frozenset(), tokenizer_of(bundled.PATH))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,6 +18,7 @@ from bot.errors import ModelUnavailable
 from engine.load import weights
 from engine.network import Network
 from engine.qwen2 import MakeLinear, Qwen2, Shape
+from engine.rows import RowsOnDisk
 
 OWN = "qwen2"
 """The model_type that engine.qwen2 runs."""
@@ -41,8 +42,7 @@ def read(
     """
     config, tokenizer = _config(path), tokenizer_of(path)
     if config["model_type"] == OWN:
-        with Weights(path) as files:
-            network: Network = files.network(linear, on_progress, kept)
+        network: Network = Weights(path).network(linear, on_progress, kept)
     else:
         with _said_of(path):
             network = _other(path)
@@ -81,23 +81,16 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 class Weights:
-    """The files of the model in `path`, open. Raises ModelUnavailable."""
+    """The files of the model in `path`. Raises ModelUnavailable."""
 
     def __init__(self, path: Path) -> None:
         self.config = _config(path)
         self._path = path
-        self._files = ExitStack()
-        self._holding: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        with _said_of(self._path):
-            for file in weights(self._path):
-                content = self._files.enter_context(safe_open(file, framework="pt"))
-                self._holding.update(dict.fromkeys(content.keys(), content))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._files.close()
+        self._files: dict[str, Path] = {}
+        with _said_of(path):
+            for file in weights(path):
+                with safe_open(file, framework="pt") as content:
+                    self._files.update(dict.fromkeys(content.keys(), file))
 
     def network(
         self, linear: MakeLinear, on_progress: Callable[[float], None], kept: torch.dtype = torch.float32
@@ -109,17 +102,22 @@ class Weights:
         def take(name: str) -> Tensor:
             nonlocal done
             done += 1
-            on_progress(min(0.99, done / len(self._holding)))
-            tensor: Tensor = self._holding[name].get_tensor(name)
+            on_progress(min(0.99, done / len(self._files)))
+            with safe_open(self._files[name], framework="pt") as content:  # anew: what was read leaves with the tensor
+                tensor: Tensor = content.get_tensor(name)
             if name in sizes and list(tensor.shape) != sizes[name]:
                 raise ValueError(f"{name} has the shape {list(tensor.shape)} instead of {sizes[name]}")
             return tensor
 
+        def rows(name: str) -> RowsOnDisk:
+            take(name)
+            return RowsOnDisk(self._files[name], name)
+
         with _said_of(self._path):
             shape = Shape.of(self.config)
             sizes = shape.sizes()
-            _refuse_missing(self._path, shape, set(self._holding))
-            return Qwen2(shape, take, linear, kept)
+            _refuse_missing(self._path, shape, set(self._files))
+            return Qwen2(shape, take, rows, linear, kept)
 
 
 @contextmanager

@@ -147,7 +147,8 @@ def kept_beside_int8() -> torch.dtype:
 
 def check(path: Path, on_progress: Progress) -> Report:
     """Compare, mend, and store what was found. Takes about a minute for 0.5 B on two cores. Raises ModelUnavailable."""
-    with torch.inference_mode(), Weights(path) as files:
+    with torch.inference_mode():
+        files = Weights(path)
         passages = _Passages(Chat(tokenizer_of(path)))
         narrow: dict[str, Linear] = {}
         errors: dict[str, float] = {}

@@ -11,9 +11,10 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -32,11 +33,13 @@ from engine.precision import read_in
 from engine.roles import CONTENT_FREE, beginnings
 from engine.sampling import choose, penalise
 from engine.scheduler import Item, Scheduler
-from engine.threads import apart
+from engine.threads import apart, give_back
 from engine.types import EngineConfig, LabelRole, LabelScores, OnText, Reply, Speaker, StopReason, TextRole, Turn
 
 Role = LabelRole | TextRole
 
+IDLE_S = 1.0
+"""Without a request, after which what was freed is given back."""
 ALIKE = "begin with the same token of this model, which cannot tell them apart"
 
 
@@ -224,7 +227,7 @@ class QwenEngine:
     def _collect(self) -> bool:
         """Put new requests in line, waiting for one when there is nothing to do. False once the engine is closed."""
         while not len(self._line) or not self._inbox.empty():
-            request = self._inbox.get()
+            request = self._next()
             if request is None:
                 return False
             try:
@@ -232,6 +235,12 @@ class QwenEngine:
             except Exception as cause:
                 _settle(request.answer, cause if isinstance(cause, FrontdeskError) else _failure(cause))
         return True
+
+    def _next(self) -> _Request | None:
+        with suppress(Empty):
+            return self._inbox.get(timeout=IDLE_S)
+        give_back()
+        return self._inbox.get()
 
     def _begin(self, request: _Request) -> None:
         if request.answer.cancelled():

@@ -25,6 +25,9 @@ Linear = Callable[[Tensor], Tensor]
 Weight = Callable[[], Tensor]
 """Reads a layer's weight: (out, in), of any float type."""
 
+Rows = Callable[[Sequence[int]], Tensor]
+"""Some rows of a weight, by their numbers: (rows, in), fp32."""
+
 MakeLinear = Callable[[str, Weight, Tensor | None], Linear]
 """A layer's name, its weight, which need not be read, and its bias (out,) in fp32 become a Linear."""
 
@@ -95,8 +98,9 @@ class _Layer:
 
 
 class Qwen2:
-    """engine.network.Network on our own forward pass. `weights` gives a tensor of any float type by its name.
+    """engine.network.Network on our own forward pass.
 
+    `weights` gives a tensor of any float type by its name, and `rows` the vectors of the vocabulary in the same way.
     Keys and values are of the type `kept`, and so is what is done with them; everything else is fp32.
     """
 
@@ -104,18 +108,19 @@ class Qwen2:
         self,
         shape: Shape,
         weights: Callable[[str], Tensor],
+        rows: Callable[[str], Rows],
         linear: MakeLinear,
         kept: torch.dtype = torch.float32,
     ) -> None:
         self.shape, self.kept = shape, kept
-        self._embedding = weights("model.embed_tokens.weight").clone()  # a view would keep the whole file in memory
-        head = self._embedding if shape.tied else weights("lm_head.weight")
+        head = "model.embed_tokens.weight" if shape.tied else "lm_head.weight"
+        self._vectors, self._label_vectors = rows("model.embed_tokens.weight"), rows(head)
         with ThreadPoolExecutor(1) as beside:
-            last = beside.submit(linear, "head", lambda: head, None)  # as large as a half of the others together
+            weight = weights(head)
+            last = beside.submit(linear, "head", lambda: weight, None)  # as large as a half of the others together
             self._layers = [_layer(number, shape, weights, linear) for number in range(shape.layers)]
         self._norm = weights("model.norm.weight").float().clone()
         self._head = last.result()
-        self._label_rows = head if shape.tied else head.clone()
         self._turns = _rotations(shape)
 
     @property
@@ -136,7 +141,7 @@ class Qwen2:
         places = [cast(Cache, each.past).places(count) for each, count in zip(segments, counts, strict=True)]
         masks = [_mask(start, count, self.kept) for start, count in zip(starts, counts, strict=True)]
         turns = torch.cat([self._turns[start : start + count] for start, count in zip(starts, counts, strict=True)])
-        x = self._embedding[torch.tensor([token for each in segments for token in each.tokens])].float()
+        x = self._vectors([token for each in segments for token in each.tokens])
         for layer, spots in zip(self._layers, zip(*places, strict=True), strict=True):
             normed = functional.rms_norm(x, x.shape[-1:], layer.attention_norm, self.shape.epsilon)
             x = layer.out(self._attend(layer.qkv(normed), turns, spots, counts, masks)).add_(x)
@@ -153,7 +158,7 @@ class Qwen2:
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(rows, tokens): the logits of a few tokens alone, which spares the whole vocabulary. Always in fp32."""
-        return hidden @ self._label_rows[tokens].float().T
+        return hidden @ self._label_vectors(tokens.tolist()).T
 
     def _attend(
         self, qkv: Tensor, turns: Tensor, spots: Sequence[Place], counts: list[int], masks: Sequence[Tensor | None]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engine.bundled import tokenizer
 from engine.bundled.train import save
+from engine.qwen2 import Rows
 
 SEED = 20
 ENTRIES = 2048
@@ -22,6 +24,11 @@ WORDS = {
 
 # Wide layers drown the input token in the residual stream: with tied embeddings the model would repeat it for ever.
 WIDTH = 0.5
+
+
+def in_memory(weights: Mapping[str, Tensor]) -> Callable[[str], Rows]:
+    """What engine.rows reads from a file, of weights that are here."""
+    return lambda name: lambda numbers: weights[name][torch.tensor(numbers)].float()
 
 
 def make(directory: Path) -> Path:

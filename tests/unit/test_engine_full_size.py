@@ -19,6 +19,7 @@ from engine.quantize import fp32_linear
 from engine.qwen import QwenEngine
 from engine.qwen2 import Qwen2, Shape
 from engine.types import EngineConfig, Speaker, TextRole, Turn
+from tests.fakes.random_model import in_memory
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +36,9 @@ def pair() -> tuple[Any, Qwen2]:
     torch.manual_seed(1)
     model = Qwen2ForCausalLM(Qwen2Config(**SHAPES["qwen1.5-0.5b"])).eval()
     weights = model.state_dict()
-    return model, Qwen2(Shape.of(json.loads(model.config.to_json_string())), weights.__getitem__, fp32_linear)
+    return model, Qwen2(
+        Shape.of(json.loads(model.config.to_json_string())), weights.__getitem__, in_memory(weights), fp32_linear
+    )
 
 
 def test_its_logits_are_transformers_own(pair: tuple[Any, Qwen2]) -> None:

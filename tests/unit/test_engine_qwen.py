@@ -530,6 +530,18 @@ async def test_the_event_loop_runs_while_the_model_works(engine: QwenEngine, wat
     await task
 
 
+async def test_an_idle_engine_gives_back_what_was_freed_once_until_it_worked_again(
+    engine: QwenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    monkeypatch.setattr("engine.qwen.IDLE_S", 0.05)
+    monkeypatch.setattr("engine.qwen.give_back", lambda: given.append(0))
+    for times in (1, 2):
+        await engine.write(GREEDY, QUESTION)
+        await asyncio.sleep(0.3)
+        assert len(given) == times
+
+
 async def test_cancelling_the_caller_stops_its_reply_at_the_next_token(engine: QwenEngine, watched: Watched) -> None:
     seen: list[str] = []
     async with watched.held():

@@ -19,6 +19,7 @@ from engine.model import read
 from engine.network import Segment
 from engine.quantize import fp32_linear, int8_linear, int8_supported
 from engine.qwen2 import MakeLinear, Qwen2, Shape
+from tests.fakes.random_model import in_memory
 
 VOCABULARY = 300
 SHAPES = {
@@ -48,7 +49,9 @@ def reference(**sizes: object) -> Qwen2ForCausalLM:
 
 def own(model: Qwen2ForCausalLM, linear: MakeLinear = fp32_linear, kept: torch.dtype = torch.float32) -> Qwen2:
     weights = model.state_dict()
-    return Qwen2(Shape.of(json.loads(model.config.to_json_string())), weights.__getitem__, linear, kept)
+    return Qwen2(
+        Shape.of(json.loads(model.config.to_json_string())), weights.__getitem__, in_memory(weights), linear, kept
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -60,3 +60,17 @@ QwenEngine.load(EngineConfig(precision="int8"), bundled.PATH)
 print(settled(before))
 """
     assert _run(program) == ["0"]
+
+
+def test_what_work_apart_has_freed_is_given_back() -> None:
+    program = """
+from engine.bench import rss
+
+def scatter():
+    return [small for _, small in [(bytearray(100_000), bytearray(600)) for _ in range(500)]]
+
+before = rss()
+kept = apart(scatter)
+print(rss() - before < 10e6)
+"""
+    assert _run(program) == ["True"]
