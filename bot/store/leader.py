@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine, func, select, text
@@ -27,6 +29,16 @@ LOOK_S, ANSWER_S = 1.0, 2.0
 """Between two looks at the connection, and how long its answer may take."""
 _SERVER_GIVES_UP = {"tcp_keepalives_idle": 5, "tcp_keepalives_interval": 2, "tcp_keepalives_count": 3}
 """Seconds; of the server's side of the connection, which without them waits for hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The lock. It is let go by closing `driver`, on which `connection` stands: SQLAlchemy's close() waits for what
+    still runs, and its invalidate() leaves a detached connection open until that is collected.
+    """
+
+    connection: Connection
+    driver: Any
 
 
 async def lead(url: str, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -53,19 +65,18 @@ async def lead(url: str, name: str, work: Callable[[], Awaitable[None]]) -> None
 
 
 @asynccontextmanager
-async def _held(engine: Engine, key: int) -> AsyncIterator[Connection | None]:
+async def _held(engine: Engine, key: int) -> AsyncIterator[_Held | None]:
     """As _take() says; the lock is free afterwards, also where it was won for somebody who had been cancelled."""
     taking = asyncio.ensure_future(asyncio.to_thread(_take, engine, key))
     try:
         yield await asyncio.shield(taking)
     finally:
         await asyncio.wait([taking])  # a thread cannot be stopped
-        held = taking.result()
-        if held is not None:
-            held.invalidate()  # closes it
+        if (held := taking.result()) is not None:
+            held.driver.close()
 
 
-async def _work(held: Connection, work: Callable[[], Awaitable[None]]) -> None:
+async def _work(held: _Held, work: Callable[[], Awaitable[None]]) -> None:
     working, watching = asyncio.ensure_future(work()), asyncio.ensure_future(_until_lost(held))
     both = (working, watching)
     try:
@@ -78,17 +89,17 @@ async def _work(held: Connection, work: Callable[[], Awaitable[None]]) -> None:
         await asyncio.wait(both)
 
 
-async def _until_lost(held: Connection) -> None:
+async def _until_lost(held: _Held) -> None:
     try:
         while True:
             await asyncio.sleep(LOOK_S)
             async with asyncio.timeout(ANSWER_S):
-                await asyncio.to_thread(held.execute, text("SELECT 1"))
+                await asyncio.to_thread(held.connection.execute, text("SELECT 1"))
     except (SQLAlchemyError, TimeoutError):
         return
 
 
-def _take(engine: Engine, key: int) -> Connection | None:
+def _take(engine: Engine, key: int) -> _Held | None:
     """A connection that holds the lock, None while another one does or the server is away."""
     try:
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -96,7 +107,7 @@ def _take(engine: Engine, key: int) -> Connection | None:
         for name, value in _SERVER_GIVES_UP.items():
             connection.exec_driver_sql(f"SET {name} = {value}")
         if connection.scalar(select(func.pg_try_advisory_lock(key))):
-            return connection
+            return _Held(connection, connection.connection.dbapi_connection)
         connection.close()
     except SQLAlchemyError as error:
         log.error("the database is away", error=why(error))
