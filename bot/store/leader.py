@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -50,10 +51,10 @@ async def lead(url: str, name: str, work: Callable[[], Awaitable[None]]) -> None
     if is_file(url):
         await work()
         return
-    engine = open_engine(url)
+    engine, thread = open_engine(url), ThreadPoolExecutor(1)
     try:
         while True:
-            async with _held(engine, _key(name)) as held:
+            async with _held(thread, engine, _key(name)) as held:
                 if held is not None:
                     await asyncio.sleep(LOOK_S + ANSWER_S)  # who held it before may not know yet
                     log.info("leading", what=name)
@@ -65,15 +66,18 @@ async def lead(url: str, name: str, work: Callable[[], Awaitable[None]]) -> None
 
 
 @asynccontextmanager
-async def _held(engine: Engine, key: int) -> AsyncIterator[_Held | None]:
+async def _held(thread: Executor, engine: Engine, key: int) -> AsyncIterator[_Held | None]:
     """As _take() says; the lock is free afterwards, also where it was won for somebody who had been cancelled."""
-    taking = asyncio.ensure_future(asyncio.to_thread(_take, engine, key))
+    taking = thread.submit(_take, engine, key)
     try:
-        yield await asyncio.shield(taking)
+        yield await asyncio.wrap_future(taking)
     finally:
-        await asyncio.wait([taking])  # a thread cannot be stopped
-        if (held := taking.result()) is not None:
-            held.driver.close()
+        taking.add_done_callback(_let_go)  # at once, or by the thread, which nobody can stop
+
+
+def _let_go(taken: Future[_Held | None]) -> None:
+    if not taken.cancelled() and (held := taken.result()) is not None:
+        held.driver.close()
 
 
 async def _work(held: _Held, work: Callable[[], Awaitable[None]]) -> None:

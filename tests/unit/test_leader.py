@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 from sqlalchemy import Engine, text
@@ -15,6 +14,9 @@ from bot.store import leader
 from bot.store.database import open_engine
 from bot.store.leader import lead
 from tests.conftest import only_postgres, only_sqlite
+
+HELD = """FROM pg_locks WHERE locktype = 'advisory' AND granted
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +58,7 @@ async def until(worker: Worker) -> None:
 async def cancel(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
-    with suppress(asyncio.CancelledError):
-        await asyncio.gather(*tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @only_sqlite
@@ -92,8 +93,7 @@ async def test_who_loses_the_connection_stops_and_another_takes_over(database_ur
     second = asyncio.create_task(lead(database_url, "poll", other))
     engine = open_engine(database_url)
     with engine.begin() as connection:
-        holders = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
-        assert connection.execute(text(holders)).all()
+        assert connection.execute(text(f"SELECT pg_terminate_backend(pid) {HELD}")).all()
     engine.dispose()
     cut = time.monotonic()
     async with asyncio.timeout(15):
@@ -119,12 +119,15 @@ async def test_what_the_work_raises_ends_the_lead(database_url: str) -> None:
 async def test_who_is_cancelled_before_it_works_leaves_no_lock(
     database_url: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, answered, take = threading.Event(), threading.Event(), leader._take
+    asked, answered, taken, take = threading.Event(), threading.Event(), threading.Event(), leader._take
 
     def slowly(engine: Engine, key: int) -> object:
         asked.set()
-        answered.wait()
-        return take(engine, key)
+        answered.wait(30)
+        try:
+            return take(engine, key)
+        finally:
+            taken.set()
 
     monkeypatch.setattr(leader, "_take", slowly)
     task = asyncio.create_task(lead(database_url, "poll", Worker()))
@@ -133,16 +136,16 @@ async def test_who_is_cancelled_before_it_works_leaves_no_lock(
 
     def locks() -> int:
         with engine.begin() as connection:
-            found = connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"))
-            return int(found or 0)
+            return int(connection.scalar(text(f"SELECT count(*) {HELD}")) or 0)
 
     if moment == "it was just won":
         answered.set()
         async with asyncio.timeout(15):
             while not locks():  # noqa: ASYNC110 - the server cannot tell
                 await asyncio.sleep(0.02)
-    asyncio.get_running_loop().call_later(0.2, answered.set)
     await cancel(task)
+    answered.set()
+    await asyncio.to_thread(taken.wait)
     async with asyncio.timeout(15):
         while locks():  # noqa: ASYNC110 - it notices a closed connection a moment later
             await asyncio.sleep(0.02)
