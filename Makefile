@@ -8,9 +8,10 @@ demo:
 	@$(PYTHON) install.py web
 	@$(BIN)/python -m bot demo $(ARGS)
 
+# One worker more than cores, since many tests wait.
 test:
 	@$(PYTHON) install.py web eval dev
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-long:
 	@$(PYTHON) install.py web eval dev
