@@ -18,38 +18,38 @@ ROOM = 64
 
 
 class Place(NamedTuple):
-    """One layer of a cache: views (1, heads, new, head size) to write to, and (1, heads, all, head size) to read."""
+    """One layer of a cache: a view (1, heads of keys, then of values, new, head size) to write to, and two of
+    (1, heads, all, head size) to read.
+    """
 
-    new_keys: Tensor
-    new_values: Tensor
+    new: Tensor
     keys: Tensor
     values: Tensor
 
 
 class Cache:
-    """Keys and values (layers, heads, capacity, head size). `tokens` are what is in it, in order."""
+    """Keys and values (layers, heads of keys, then of values, capacity, head size); `tokens` are what is in it."""
 
     def __init__(self, shape: Shape, capacity: int = ROOM, kept: torch.dtype = torch.float32) -> None:
         self._shape, self._kept = shape, kept
         self.tokens: list[int] = []
-        self.keys = self._empty(capacity)
-        self.values = self._empty(capacity)
+        self.pairs = self._empty(capacity)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return self.pairs.nbytes
 
     def places(self, more: int) -> list[Place]:
         """In each layer, where `more` tokens go after those that are here; there is room for them."""
-        start, end, capacity = len(self), len(self) + more, self.keys.shape[2]
+        start, end, capacity = len(self), len(self) + more, self.pairs.shape[2]
         if end > capacity:
             self._move(max(end + ROOM, min(2 * capacity, end + 8 * ROOM)))
-        keys, values = self.keys[:, None, :, :end], self.values[:, None, :, :end]
-        new = keys[:, :, :, start:].unbind(), values[:, :, :, start:].unbind()
-        return list(map(Place, *new, keys.unbind(), values.unbind()))
+        used = self.pairs[:, None, :, :end]
+        keys, values = used.chunk(2, dim=2)
+        return list(map(Place, used[:, :, :, start:].unbind(), keys.unbind(), values.unbind()))
 
     def keep(self, count: int) -> None:
         """Forget everything after the first `count` tokens."""
@@ -58,20 +58,18 @@ class Cache:
     def copy(self, count: int, room: int = 0) -> Cache:
         """A cache of its own with the first `count` tokens of this one and room for more."""
         other = Cache(self._shape, count + room + ROOM, self._kept)
-        other.keys[:, :, :count] = self.keys[:, :, :count]
-        other.values[:, :, :count] = self.values[:, :, :count]
+        other.pairs[:, :, :count] = self.pairs[:, :, :count]
         other.tokens = self.tokens[:count]
         return other
 
     def _move(self, capacity: int) -> None:
-        count, keys, values = len(self), self.keys, self.values
-        self.keys, self.values = self._empty(capacity), self._empty(capacity)
-        self.keys[:, :, :count] = keys[:, :, :count]
-        self.values[:, :, :count] = values[:, :, :count]
+        count, pairs = len(self), self.pairs
+        self.pairs = self._empty(capacity)
+        self.pairs[:, :, :count] = pairs[:, :, :count]
 
     def _empty(self, capacity: int) -> Tensor:
         shape = self._shape
-        return torch.empty(shape.layers, shape.kv_heads, capacity, shape.head_size, dtype=self._kept)
+        return torch.empty(shape.layers, 2 * shape.kv_heads, capacity, shape.head_size, dtype=self._kept)
 
 
 class Histories:

@@ -29,7 +29,15 @@ from engine.load import size_on_disk, weights
 from engine.model import Model, Weights, is_own, read, tokenizer_of
 from engine.network import Segment
 from engine.packed import kept_in
-from engine.quantize import fp16_linear, fp16_supported, fp32_linear, input_levels, int8_linear, int8_supported
+from engine.quantize import (
+    around,
+    fp16_linear,
+    fp16_supported,
+    fp32_linear,
+    input_levels,
+    int8_linear,
+    int8_supported,
+)
 from engine.qwen2 import Linear, MakeLinear, Qwen2, Weight
 from engine.types import Speaker, Turn
 
@@ -180,13 +188,13 @@ def _watched(narrow: dict[str, Linear], errors: dict[str, float]) -> MakeLinear:
         narrow[name] = small = int8_linear(name, weight, bias)
         matrix = weight()
 
-        def apply(x: Tensor) -> Tensor:
+        def watched(x: Tensor) -> Tensor:
             exact = functional.linear(x, matrix.float(), bias)
             off = (small(x) - exact).norm() / exact.norm()
             errors[name] = max(errors.get(name, 0.0), off.item())
             return exact
 
-        return apply
+        return around(watched)
 
     return make
 

@@ -8,6 +8,7 @@ quantised tensors deprecated; this is the only file that uses them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
@@ -48,19 +49,29 @@ def fp32_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
     matrix = found.clone() if found.dtype == torch.float32 else found.float()
     blocks = matrix.view(gcd(len(matrix), BLOCKS), -1, matrix.shape[1])
 
-    def apply(x: Tensor) -> Tensor:
+    def product(x: Tensor) -> Tensor:
         # flatten(): one row would keep the strides of a column, with which the next product is five times as slow
-        product = torch.bmm(blocks, x.T.expand(len(blocks), *x.T.shape)).view(-1, len(x)).T.flatten().view(len(x), -1)
-        return product if bias is None else product.add_(bias)
+        found = torch.bmm(blocks, x.T.expand(len(blocks), *x.T.shape)).view(-1, len(x)).T.flatten().view(len(x), -1)
+        return found if bias is None else found.add_(bias)
 
-    return apply
+    return around(product)
 
 
 def fp16_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
     """The layer with 16-bit weights, multiplied in fp32. Raises RuntimeError where this build of torch lacks it."""
     packed = torch.ops.quantized.linear_prepack_fp16(weight().float(), bias)
     multiply = torch.ops.quantized.linear_dynamic_fp16
-    return lambda x: multiply(x, packed)
+    return around(lambda x: multiply(x, packed))
+
+
+def around(product: Callable[[Tensor], Tensor]) -> Linear:
+    """A product that knows no shorter way to do what a layer does."""
+
+    def apply(x: Tensor, divisor: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        found = product(x if divisor is None else x / divisor)
+        return found if onto is None else onto.add_(found)
+
+    return apply
 
 
 def int8_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
@@ -118,11 +129,14 @@ def _int8(layer: Rounded, bias: Tensor | None, levels: int) -> Linear:
     packed = _pack(layer)
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
-    def apply(x: Tensor) -> Tensor:
-        largest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12)
-        found: Tensor = multiply(x / largest, 1 / levels, levels + 1, packed)
-        found *= largest
-        return found if bias is None else found.add_(bias)
+    def apply(x: Tensor, divisor: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        largest = x.abs().amax(dim=-1, keepdim=True)
+        found: Tensor = multiply(x / largest, 1 / levels, levels + 1, packed)  # whole numbers, also where 0 / 0 was
+        if divisor is not None:
+            largest /= divisor
+        if onto is not None:
+            return onto.addcmul_(found, largest) if bias is None else onto.addcmul_(found, largest).add_(bias)
+        return found.mul_(largest) if bias is None else torch.addcmul(bias, found, largest)
 
     return apply
 

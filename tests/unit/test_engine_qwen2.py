@@ -115,7 +115,7 @@ def test_a_copied_and_a_shortened_cache_go_on_as_if_read_anew() -> None:
     for each in (cache, copy):
         found = NETWORK.forward([Segment(each, TOKENS[20:30])])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert copy.keys.data_ptr() != cache.keys.data_ptr()
+    assert copy.pairs.data_ptr() != cache.pairs.data_ptr()
 
 
 def test_keys_and_values_in_bf16_take_half_the_room_and_tell_nearly_the_same_in_whatever_steps() -> None:
