@@ -9,7 +9,6 @@ aloud. The engine, its thread, its caches and the database are the real ones.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 import tempfile
@@ -283,8 +282,8 @@ def anybodys_cache_unread(patch: pytest.MonkeyPatch, names: Set[int]) -> None:
 
 def one_memory(patch: pytest.MonkeyPatch, names: Set[int]) -> None:
     """All caches lie in the same memory: their tokens are right, what the model remembers of them is not."""
-    keys_and_values = itertools.cycle((torch.zeros(1, 1, 4096, WIDTH), torch.zeros(1, 1, 4096, WIDTH)))
-    patch.setattr(Cache, "_empty", lambda cache, capacity: next(keys_and_values)[:, :, :capacity])
+    keys_and_values = torch.zeros(1, 2, 4096, WIDTH)
+    patch.setattr(Cache, "_empty", lambda cache, capacity: keys_and_values[:, :, :capacity])
 
 
 def anybodys_history(patch: pytest.MonkeyPatch, names: Set[int]) -> None:
