@@ -21,8 +21,8 @@ from engine.network import Segment
 
 
 class Linear(Protocol):
-    """A layer's product, fp32, and what stands around it, so that a layer may do both in fewer operations: each costs a
-    lone row microseconds, whatever it does, and there were 70 in a layer.
+    """A layer's product, fp32, and what stands around it, so that a layer may do both in fewer operations: each of them
+    costs a lone row microseconds, whatever it does.
     """
 
     def __call__(self, x: Tensor, divisor: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
