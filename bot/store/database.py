@@ -46,6 +46,8 @@ GONE_IS_NOTICED = {
 """A server that does not answer is given up after some ten seconds; libpq's own words, seconds and milliseconds."""
 STALLED_MS = 15_000
 """Whoever stops in the middle of a transaction loses it, and with it the locks that others wait for."""
+OLDEST_SERVER = 15
+"""PostgreSQL's version from which on the tests are run."""
 _UPGRADING = 0x66726F6E74
 """The lock of who brings a PostgreSQL database up to date; any number that nobody else uses."""
 
@@ -91,7 +93,7 @@ def version_of(url: str) -> str:
 def open_engine(url: str) -> Engine:
     """A sync engine on which no update is lost, if transactions on PostgreSQL lock what they change (people.lock).
 
-    Raises ConfigError when the driver for PostgreSQL is not installed.
+    Raises ConfigError when the driver for PostgreSQL is not installed; connecting does so when the server is too old.
     """
     return _open_file(url) if is_file(url) else _open_server(url)
 
@@ -106,6 +108,11 @@ def _open_server(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
+        if (found := connection.info.server_version // 10_000) < OLDEST_SERVER:
+            raise ConfigError(
+                f"{name_of(url)} is PostgreSQL {found}, and frontdesk needs {OLDEST_SERVER} or newer: "
+                "upgrade the server, or name another one in database.url"
+            )
         connection.execute(f"SET idle_in_transaction_session_timeout = {STALLED_MS}")
         connection.commit()
 

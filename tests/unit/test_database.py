@@ -220,6 +220,18 @@ def test_an_empty_database_has_not_the_newest_schema(empty_postgres: str) -> Non
         open_read_only(empty_postgres)
 
 
+@only_postgres
+def test_a_server_that_is_too_old_is_one_sentence_wherever_it_is_met(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "OLDEST_SERVER", 99)
+    for use in (open_read_only, database.version_of, database.upgrade):
+        with pytest.raises(
+            ConfigError, match=r"is PostgreSQL \d+, and frontdesk needs 99 or newer: upgrade the server"
+        ):
+            use(database_url)
+
+
 def test_without_the_driver_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigError, match=r"psycopg is not installed: pip install 'frontdesk\[postgres\]'"):
