@@ -30,13 +30,13 @@ from engine.model import Model, Weights, is_own, read, tokenizer_of
 from engine.network import Segment
 from engine.packed import kept_in
 from engine.quantize import (
-    around,
     fp16_linear,
     fp16_supported,
     fp32_linear,
     input_levels,
     int8_linear,
     int8_supported,
+    layer_of,
 )
 from engine.qwen2 import Linear, MakeLinear, Qwen2, Weight
 from engine.types import Speaker, Turn
@@ -194,7 +194,7 @@ def _watched(narrow: dict[str, Linear], errors: dict[str, float]) -> MakeLinear:
             errors[name] = max(errors.get(name, 0.0), off.item())
             return exact
 
-        return around(watched)
+        return layer_of(watched)
 
     return make
 

@@ -54,17 +54,17 @@ def fp32_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
         found = torch.bmm(blocks, x.T.expand(len(blocks), *x.T.shape)).view(-1, len(x)).T.flatten().view(len(x), -1)
         return found if bias is None else found.add_(bias)
 
-    return around(product)
+    return layer_of(product)
 
 
 def fp16_linear(name: str, weight: Weight, bias: Tensor | None) -> Linear:
     """The layer with 16-bit weights, multiplied in fp32. Raises RuntimeError where this build of torch lacks it."""
     packed = torch.ops.quantized.linear_prepack_fp16(weight().float(), bias)
     multiply = torch.ops.quantized.linear_dynamic_fp16
-    return around(lambda x: multiply(x, packed))
+    return layer_of(lambda x: multiply(x, packed))
 
 
-def around(product: Callable[[Tensor], Tensor]) -> Linear:
+def layer_of(product: Callable[[Tensor], Tensor]) -> Linear:
     """A product that knows no shorter way to do what a layer does."""
 
     def apply(x: Tensor, divisor: Tensor | None = None, onto: Tensor | None = None) -> Tensor:

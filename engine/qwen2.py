@@ -124,9 +124,10 @@ class Qwen2:
     ) -> None:
         self.shape, self.kept = shape, kept
         head = "model.embed_tokens.weight" if shape.tied else "lm_head.weight"
-        self._vectors, self._label_vectors = rows("model.embed_tokens.weight"), rows(head)
+        self._vectors = rows("model.embed_tokens.weight")
+        self._label_vectors = self._vectors if shape.tied else rows(head)
+        weight = weights(head)
         with ThreadPoolExecutor(1) as beside:
-            weight = weights(head)
             last = beside.submit(linear, "head", lambda: weight, None)  # as large as a half of the others together
             self._layers = [_layer(number, shape, weights, linear) for number in range(shape.layers)]
         self._norm = weights("model.norm.weight").float().clone()

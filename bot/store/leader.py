@@ -76,7 +76,7 @@ async def _held(thread: Executor, engine: Engine, key: int) -> AsyncIterator[_He
 
 
 def _let_go(taken: Future[_Held | None]) -> None:
-    if not taken.cancelled() and (held := taken.result()) is not None:
+    if not taken.cancelled() and taken.exception() is None and (held := taken.result()):
         held.driver.close()
 
 
