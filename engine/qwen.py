@@ -508,8 +508,9 @@ def _settle(answer: Future[Any], outcome: object) -> None:
 
 
 def _failure(cause: Exception) -> EngineError:
-    # Only the type of the cause: its text may quote the customer.
-    error = EngineError(f"the model failed on a request with {type(cause).__name__}")
+    # A sentence of our own, else only the type of the cause: its text may quote the customer.
+    known = isinstance(cause, FrontdeskError)
+    error = EngineError(str(cause) if known else f"the model failed on a request with {type(cause).__name__}")
     error.__cause__ = cause
     return error
 

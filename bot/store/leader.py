@@ -33,8 +33,8 @@ _SERVER_GIVES_UP = {"tcp_keepalives_idle": 5, "tcp_keepalives_interval": 2, "tcp
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """The lock. It is let go by closing `driver`, on which `connection` stands: SQLAlchemy's close() waits for what
+class _Lock:
+    """It is let go by closing `driver`, on which `connection` stands: SQLAlchemy's close() waits for what
     still runs, and its invalidate() leaves a detached connection open until that is collected.
     """
 
@@ -62,11 +62,12 @@ async def lead(url: str, name: str, work: Callable[[], Awaitable[None]]) -> None
                     log.warning("no longer leading", what=name)
             await asyncio.sleep(TRY_S)
     finally:
+        thread.shutdown(wait=False)
         engine.dispose()
 
 
 @asynccontextmanager
-async def _held(thread: Executor, engine: Engine, key: int) -> AsyncIterator[_Held | None]:
+async def _held(thread: Executor, engine: Engine, key: int) -> AsyncIterator[_Lock | None]:
     """As _take() says; the lock is free afterwards, also where it was won for somebody who had been cancelled."""
     taking = thread.submit(_take, engine, key)
     try:
@@ -75,12 +76,12 @@ async def _held(thread: Executor, engine: Engine, key: int) -> AsyncIterator[_He
         taking.add_done_callback(_let_go)  # at once, or by the thread, which nobody can stop
 
 
-def _let_go(taken: Future[_Held | None]) -> None:
+def _let_go(taken: Future[_Lock | None]) -> None:
     if not taken.cancelled() and taken.exception() is None and (held := taken.result()):
         held.driver.close()
 
 
-async def _work(held: _Held, work: Callable[[], Awaitable[None]]) -> None:
+async def _work(held: _Lock, work: Callable[[], Awaitable[None]]) -> None:
     working, watching = asyncio.ensure_future(work()), asyncio.ensure_future(_until_lost(held))
     both = (working, watching)
     try:
@@ -93,7 +94,7 @@ async def _work(held: _Held, work: Callable[[], Awaitable[None]]) -> None:
         await asyncio.wait(both)
 
 
-async def _until_lost(held: _Held) -> None:
+async def _until_lost(held: _Lock) -> None:
     try:
         while True:
             await asyncio.sleep(LOOK_S)
@@ -103,7 +104,7 @@ async def _until_lost(held: _Held) -> None:
         return
 
 
-def _take(engine: Engine, key: int) -> _Held | None:
+def _take(engine: Engine, key: int) -> _Lock | None:
     """A connection that holds the lock, None while another one does or the server is away."""
     try:
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -111,7 +112,7 @@ def _take(engine: Engine, key: int) -> _Held | None:
         for name, value in _SERVER_GIVES_UP.items():
             connection.exec_driver_sql(f"SET {name} = {value}")
         if connection.scalar(select(func.pg_try_advisory_lock(key))):
-            return _Held(connection, connection.connection.dbapi_connection)
+            return _Lock(connection, connection.connection.dbapi_connection)
         connection.close()
     except SQLAlchemyError as error:
         log.error("the database is away", error=why(error))

@@ -1,6 +1,7 @@
 """The engine on random weights: what it says equals what transformers says, and its thread keeps its promises."""
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -597,6 +598,16 @@ async def test_a_failure_of_the_model_is_that_requests_alone_and_quotes_nobody(
     assert "secret" not in str(caught.value)
     watched.change = lambda logits: None
     assert (await engine.write(GREEDY, QUESTION)).text
+
+
+async def test_who_writes_over_the_model_s_file_is_told_to_restart(random_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(random_model, tmp_path / "model"))
+    engine = QwenEngine.load(EngineConfig(), model)
+    await engine.write(GREEDY, QUESTION)
+    (model / "model.safetensors").write_bytes(b"another model")
+    with pytest.raises(EngineError, match=r"model\.safetensors was changed while it was in use: restart frontdesk"):
+        await engine.write(GREEDY, QUESTION)
+    await engine.close()
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
