@@ -33,7 +33,7 @@ def kept_in(folder: Path) -> MakeLinear:
             found = rounded(weight())
             with contextlib.suppress(OSError, SafetensorError):
                 _write(file, found)
-        return int8_of(found, bias)
+        return int8_of(name, found, bias)
 
     return make
 

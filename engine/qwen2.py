@@ -38,6 +38,9 @@ Weight = Callable[[], Tensor]
 Rows = Callable[[Sequence[int]], Tensor]
 """Some rows of a weight, by their numbers: (rows, in), fp32."""
 
+OUTPUT = "head"
+"""The name of the last layer, from hidden states to the vocabulary."""
+
 MakeLinear = Callable[[str, Weight, Tensor | None], Linear]
 """A layer's name, its weight, which need not be read, and its bias (out,) in fp32 become a Linear."""
 
@@ -126,9 +129,8 @@ class Qwen2:
         head = "model.embed_tokens.weight" if shape.tied else "lm_head.weight"
         self._vectors = rows("model.embed_tokens.weight")
         self._label_vectors = self._vectors if shape.tied else rows(head)
-        weight = weights(head)
         with ThreadPoolExecutor(1) as beside:
-            last = beside.submit(linear, "head", lambda: weight, None)  # as large as a half of the others together
+            last = beside.submit(linear, OUTPUT, lambda: weights(head), None)  # as large as half of the others together
             self._layers = [_layer(number, shape, weights, linear) for number in range(shape.layers)]
         self._norm = weights("model.norm.weight").float().clone()
         self._head = last.result()

@@ -156,6 +156,17 @@ def test_in_int8_no_row_changes_another(scale: float, seed: int) -> None:
     assert torch.equal(layer(mine)[0], layer(torch.cat([other, mine]))[3])
 
 
+@needs_int8
+@pytest.mark.parametrize(("out", "inner"), [(16, 64), (48, 96), (64, 100), (300, 176), (384, 128)])
+def test_in_int8_a_row_is_the_same_among_few_and_many(out: int, inner: int) -> None:
+    torch.manual_seed(1)
+    layer = int8_linear("", lambda: torch.randn(out, inner) * torch.rand(out, 1), torch.randn(out))
+    x = torch.randn(70, inner) * torch.rand(70, 1)
+    alone = torch.cat([layer(row[None]) for row in x])
+    for rows in (5, 16, 31, 32, 33, 48, 70):
+        assert torch.equal(layer(x[:rows]), alone[:rows])
+
+
 _WITHOUT_VNNI = """
 import torch
 from engine.quantize import input_levels, int8_linear
@@ -185,6 +196,18 @@ def test_in_int8_the_largest_products_do_not_saturate() -> None:
 
 
 @needs_int8
-def test_a_row_of_zeros_is_the_bias() -> None:
-    bias = torch.randn(8)
-    torch.testing.assert_close(int8_linear("", lambda: torch.randn(8, 16), bias)(torch.zeros(2, 16)), bias.expand(2, 8))
+@pytest.mark.parametrize("rows", [2, 40])
+def test_a_row_of_zeros_is_the_bias(rows: int) -> None:
+    bias = torch.randn(64)
+    found = int8_linear("", lambda: torch.randn(64, 16), bias)(torch.zeros(rows, 16))
+    torch.testing.assert_close(found, bias.expand(rows, 64))
+
+
+@needs_int8
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none_and_in_its_row(rows: int, wrong: float) -> None:
+    x = torch.randn(rows, 16)
+    x[1, 3] = wrong
+    found = int8_linear("", lambda: torch.randn(64, 16), None)(x).isfinite().all(dim=1)
+    assert found.tolist() == [row != 1 for row in range(rows)]
